@@ -1,0 +1,1 @@
+#include "controller/precision_policy.h"

@@ -1,0 +1,1 @@
+#include "kvpool/page_pool.h"

@@ -1,0 +1,1 @@
+#include "kvpool/rung.h"

@@ -1,0 +1,125 @@
+// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is work.
+#ifndef WHIT_RUNTIME_ENGINE_ENGINE_H_
+#define WHIT_RUNTIME_ENGINE_ENGINE_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "controller/precision_policy.h"
+#include "kvpool/page_pool.h"
+#include "runtime/engine/request.h"
+#include "runtime/engine/token_sink.h"
+#include "runtime/model/model.h"
+#include "runtime/text/tokenizer.h"
+
+namespace whit {
+
+struct EngineOptions {
+  size_t kv_cache_bytes = size_t{512} << 20;
+  int max_running_requests = 64;
+  int max_waiting_requests = 256;
+  int64_t max_waiting_prompt_tokens = 1 << 20;
+  // Tokens of one step: decodes first, prompts take what is left.
+  int max_step_tokens = 256;
+  PrecisionPolicySpec kv_policy;
+};
+
+// One consistent view, taken at the end of a step.
+struct EngineSnapshot {
+  PagePoolStats pool;
+  size_t reserved_bytes = 0;
+  size_t fp16_equivalent_bytes = 0;
+  std::array<double, kNumRungs> tokens_by_rung{};
+  double mean_bits = 0;
+  int64_t headroom_tokens_floor = 0;
+  int64_t headroom_tokens_current = 0;
+  int running = 0;
+  int waiting = 0;
+  int64_t waiting_prompt_tokens = 0;
+  double generated_tokens_per_second = 0;  // over the last seconds
+  uint64_t prompt_tokens_total = 0;
+  uint64_t generated_tokens_total = 0;
+  bool draining = false;
+};
+
+// What a step did; for metrics.
+struct StepReport {
+  absl::Duration duration;
+  int prompt_tokens = 0;
+  int generated_tokens = 0;
+  // Since each running stream's previous token, for the tokens of this step.
+  absl::Span<const absl::Duration> inter_token_latencies;
+};
+
+// Called on the engine thread; quick, and without locks that a scrape holds for long.
+struct EngineObserver {
+  std::function<void(const StepReport&)> on_step;
+  std::function<void(const Completion&)> on_completion;
+};
+
+// Threads: all public methods may be called from any thread.
+class Engine {
+ public:
+  // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the pool
+  // cannot hold even one token's pages.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options, Model& model,
+                                                        const Tokenizer& tokenizer,
+                                                        EngineObserver observer = {});
+  // Cancels what is left, then joins the thread.
+  ~Engine();
+
+  // A place in the queue, taken before any tokenizing is spent on a request; given back when it dies
+  // unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
+  class Ticket;
+  absl::StatusOr<Ticket> Admit();
+
+  // Queues the request. On error the sink is never called; otherwise it gets exactly one completion.
+  // INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit), RESOURCE_EXHAUSTED
+  // (too many prompt tokens are waiting). Returns a number for Cancel.
+  absl::StatusOr<uint64_t> Submit(Ticket ticket, Request request, std::shared_ptr<TokenSink> sink);
+
+  // Asks that a request end; its completion follows, its pages free by then. Unknown numbers are
+  // ignored: it may have ended already.
+  void Cancel(uint64_t request_number);
+
+  // Refuses new requests from now on.
+  void StartDraining();
+  // Waits until nothing runs or waits; false if `deadline` came first.
+  bool WaitUntilIdle(absl::Time deadline);
+
+  EngineSnapshot snapshot() const;
+  const EngineOptions& options() const;
+
+ private:
+  Engine();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// A queue place. Move-only; releases itself.
+class Engine::Ticket {
+ public:
+  Ticket(Ticket&& other) noexcept;
+  Ticket& operator=(Ticket&& other) noexcept;
+  ~Ticket();
+
+ private:
+  friend class Engine;
+  explicit Ticket(Impl* engine) : engine_(engine) {}
+  Impl* engine_;
+};
+
+// The ranges of proto/whit/v1, checked for the model at hand. INVALID_ARGUMENT names field and bound.
+absl::Status ValidateRequest(const Request& request, const ModelConfig& config);
+
+}  // namespace whit
+
+#endif  // WHIT_RUNTIME_ENGINE_ENGINE_H_

@@ -1,0 +1,1 @@
+#include "runtime/ops/attention.h"

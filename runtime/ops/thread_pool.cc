@@ -1,0 +1,1 @@
+#include "runtime/ops/thread_pool.h"

@@ -1,0 +1,1 @@
+#include "runtime/text/chat_format.h"

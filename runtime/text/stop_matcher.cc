@@ -1,0 +1,1 @@
+#include "runtime/text/stop_matcher.h"

@@ -1,0 +1,1 @@
+#include "runtime/text/utf8.h"
