@@ -31,7 +31,8 @@ class PageTable {
 
   // Writes one token's key (after RoPE) and value, head_dim floats each, rounded to the page's
   // precision, into the room made by Extend.
-  void Append(int layer, int kv_head, const float* key, const float* value);
+  void Append(int layer, int kv_head, int num_tokens, const float* keys, size_t key_stride,
+              const float* values, size_t value_stride);
 
   // The pages holding tokens of (layer, head), in the order they were appended. Tokens with room but
   // not yet appended are not in it. Valid until the next call of Append or Extend.

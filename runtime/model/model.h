@@ -2,6 +2,7 @@
 #ifndef WHIT_RUNTIME_MODEL_MODEL_H_
 #define WHIT_RUNTIME_MODEL_MODEL_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -11,6 +12,9 @@
 #include "kvpool/page_table.h"
 #include "runtime/model/gguf.h"
 #include "runtime/model/model_config.h"
+#include "runtime/model/weights.h"
+#include "runtime/ops/attention.h"
+#include "runtime/ops/matmul.h"
 #include "runtime/ops/thread_pool.h"
 
 namespace whit {
@@ -23,29 +27,59 @@ struct ForwardSlice {
   enum class Logits { kNone, kLast, kAll } logits = Logits::kLast;
 };
 
-// Threads: one Forward at a time, from the thread pool's owner thread.
+// Threads: one Forward at a time; it uses all threads of the pool.
 class Model {
  public:
-  // Repacks the weights; afterwards `file` is not needed. Errors as ReadModelConfig.
+  // Repacks the weights; afterwards `file` is not needed. `pool` outlives the model. Errors as
+  // ReadModelConfig; RESOURCE_EXHAUSTED if the memory cannot be had.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const GgufFile& file, ThreadPool& pool);
-  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
-  const ModelConfig& config() const;
-  size_t weight_bytes() const;            // of the packed weights
-  size_t weight_bytes_per_token() const;  // of these, what one decode step reads
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return *weights_; }
 
-  // Runs all slices in one pass and appends their keys and values to their tables. Returns the logits
-  // asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next call. A
-  // row's logits do not depend, bitwise, on the other slices or on how its prompt was cut into slices.
+  // Runs all slices in one pass and appends their keys and values to their tables. Returns the
+  // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
+  // call. A row's logits do not depend, bitwise, on the other slices or on how its prompt was cut
+  // into slices. At most kMaxForwardTokens tokens in all, at least one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
-  // Most tokens one Forward takes.
   static constexpr int kMaxForwardTokens = 512;
 
  private:
-  Model();
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPool& pool);
+
+  void Embed(absl::Span<const ForwardSlice> slices);
+  // Cosines and sines of each token's position, in RotatePairs' layout.
+  void PrepareRope(absl::Span<const ForwardSlice> slices);
+  void AttentionBlock(int layer, absl::Span<const ForwardSlice> slices);
+  // Rotates queries and keys, and appends keys and values to the tables.
+  void RotateAndAppend(int layer, absl::Span<const ForwardSlice> slices);
+  void FeedForwardBlock(int layer);
+  absl::Span<const float> ComputeLogits(absl::Span<const ForwardSlice> slices);
+
+  // activations_ = quantized rows of RmsNorm(hidden_ row, weight), one for each entry of `rows`, or
+  // for every row if it is empty.
+  void NormalizeInto(const float* weight, absl::Span<const int> rows);
+
+  const ModelConfig config_;
+  const std::unique_ptr<ModelWeights> weights_;
+  ThreadPool& pool_;
+
+  // Buffers of one pass, [token][…], grown to the largest pass seen.
+  int num_tokens_ = 0;
+  std::vector<float> hidden_;    // [hidden_size]: the residual stream
+  std::vector<float> normed_;    // [hidden_size]
+  std::vector<float> qkv_;       // [query_size + 2 * kv_size]
+  std::vector<float> attended_;  // [query_size]
+  std::vector<float> gate_up_;   // [2 * ffn_size]
+  std::vector<float> cosines_;   // [rope_dims]
+  std::vector<float> sines_;     // [rope_dims]
+  std::vector<float> logits_;    // [row][vocab_size]
+  Activations activations_;
+  AttentionScratch attention_scratch_;
+  std::vector<AttentionSlice> attention_slices_;
 };
 
 }  // namespace whit

@@ -1,1 +1,263 @@
-// Placeholder of the skeleton.
+#include "runtime/ops/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "runtime/ops/matmul.cc"
+#define HWY_WANT_AVX3_DL 1
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+#include "runtime/ops/dot-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_AVX3_DL  // as in dot-inl.h
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+#endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows of activations per pass over a panel: their accumulators (64 bytes a row) stay in L1.
+constexpr size_t kRowBlock = 128;
+
+// One SIMD vector of a group's scales, as f32.
+HWY_INLINE VF LoadScales(const std::byte* scales, size_t index, bool f32) {
+  if (f32) return hn::LoadU(DF(), reinterpret_cast<const float*>(scales) + index);
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  return hn::PromoteTo(DF(),
+                       hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(scales) + index));
+}
+
+// acc[row][16] += the products of one panel's group with kRows rows of activations. The weights are
+// unpacked once per call of the outer loop over vectors and serve all rows.
+template <WeightFormat kFormat>
+HWY_INLINE void MultiplyGroup(const std::byte* group, const int8_t* codes, const float* scales,
+                              const float* sums, size_t rows, float* HWY_RESTRICT acc) {
+  constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
+  constexpr bool kU4 = HasU4Codes(kFormat);
+  const DF df;
+  for (size_t lane = 0; lane < kPanelRows; lane += hn::Lanes(df)) {
+    const GroupDot<kU4> dot(group, lane);
+    const std::byte* scale_base = group + kLayout.codes;
+    const VF d = LoadScales(scale_base, lane, kLayout.f32_scales);
+    const VF d2 = kLayout.scale_sets == 2 ? LoadScales(scale_base, kPanelRows + lane, true) : d;
+    VF m = hn::Zero(df);
+    if constexpr (kLayout.minimums) {
+      m = LoadScales(scale_base, kLayout.scale_sets * kPanelRows + lane, kLayout.f32_scales);
+    } else if constexpr (kU4) {
+      m = hn::Mul(d, hn::Set(df, -8.0f));
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      const int8_t* a = codes + row * kGroupColumns;
+      float* out = acc + row * kPanelRows + lane;
+      VF sum = hn::Load(df, out);
+      const VF scale = hn::Set(df, scales[row]);
+      if constexpr (kLayout.scale_sets == 2) {
+        sum = hn::MulAdd(dot.template Columns<0, 4>(a), hn::Mul(d, scale), sum);
+        sum = hn::MulAdd(dot.template Columns<4, 8>(a), hn::Mul(d2, scale), sum);
+      } else {
+        sum = hn::MulAdd(dot.template Columns<0, 8>(a), hn::Mul(d, scale), sum);
+      }
+      if constexpr (kLayout.minimums || kU4) sum = hn::MulAdd(m, hn::Set(df, sums[row]), sum);
+      hn::Store(sum, df, out);
+    }
+  }
+}
+
+template <WeightFormat kFormat>
+void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
+                            size_t rows, float* acc) {
+  const size_t group_bytes = GroupLayout::Of(kFormat).bytes;
+  const std::byte* group = w.group(panel, 0);
+  for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
+    MultiplyGroup<kFormat>(group, a.codes(g) + row0 * kGroupColumns, a.scales(g) + row0,
+                           a.sums(g) + row0, rows, acc);
+  }
+}
+
+HWY_INLINE VF LoadWeights(WeightFormat format, const std::byte* base, size_t index) {
+  const DF df;
+  if (format == WeightFormat::kF32) {
+    return hn::LoadU(df, reinterpret_cast<const float*>(base) + index);
+  }
+  if (format == WeightFormat::kF16) return LoadScales(base, index, /*f32=*/false);
+  const hn::Rebind<hwy::bfloat16_t, DF> dbf;
+  return hn::PromoteTo(df, hn::LoadU(dbf, reinterpret_cast<const hwy::bfloat16_t*>(base) + index));
+}
+
+template <WeightFormat kFormat>
+void MultiplyPanelFloat(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
+                        size_t rows, float* acc) {
+  const DF df;
+  const std::byte* base = w.group(panel, 0);
+  for (size_t lane = 0; lane < kPanelRows; lane += hn::Lanes(df)) {
+    for (size_t row = 0; row < rows; ++row) {
+      const float* x = a.float_row(row0 + row);
+      VF sum = hn::Zero(df);
+      for (size_t column = 0; column < w.columns; ++column) {
+        sum = hn::MulAdd(hn::Set(df, x[column]),
+                         LoadWeights(kFormat, base, column * kPanelRows + lane), sum);
+      }
+      hn::Store(sum, df, acc + row * kPanelRows + lane);
+    }
+  }
+}
+
+void MultiplyPanel(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
+                   size_t rows, float* acc) {
+  switch (w.format) {
+#define WHIT_CASE(kind, format) \
+  case WeightFormat::format:    \
+    return MultiplyPanel##kind<WeightFormat::format>(a, w, panel, row0, rows, acc)
+    WHIT_CASE(Quantized, kU4);
+    WHIT_CASE(Quantized, kU4Min);
+    WHIT_CASE(Quantized, kU4MinF32);
+    WHIT_CASE(Quantized, kS8);
+    WHIT_CASE(Quantized, kS8Min);
+    WHIT_CASE(Quantized, kS8MinF32);
+    WHIT_CASE(Quantized, kS8HalfF32);
+    WHIT_CASE(Float, kF16);
+    WHIT_CASE(Float, kBF16);
+    WHIT_CASE(Float, kF32);
+#undef WHIT_CASE
+  }
+}
+
+// Panels [begin, end) of one output, for all rows of activations.
+void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+  alignas(64) float acc[kRowBlock * kPanelRows];
+  for (size_t row0 = 0; row0 < a.rows(); row0 += kRowBlock) {
+    const size_t rows = std::min(kRowBlock, a.rows() - row0);
+    for (size_t panel = begin; panel < end; ++panel) {
+      std::memset(acc, 0, rows * kPanelRows * sizeof(float));
+      MultiplyPanel(a, *output.weights, panel, row0, rows, acc);
+      const size_t first = panel * kPanelRows;
+      const size_t count = std::min(kPanelRows, output.weights->rows - first);
+      for (size_t row = 0; row < rows; ++row) {
+        float* out = output.out + (row0 + row) * output.stride + first;
+        const float* sum = acc + row * kPanelRows;
+        if (output.accumulate) {
+          for (size_t i = 0; i < count; ++i) out[i] += sum[i];
+        } else {
+          for (size_t i = 0; i < count; ++i) out[i] = sum[i];
+        }
+      }
+    }
+  }
+}
+
+// One group of 32 floats to int8. `x` has 32 floats.
+void QuantizeGroup(const float* HWY_RESTRICT x, int8_t* HWY_RESTRICT codes, float* scale,
+                   float* sum) {
+  const DF df;
+  const hn::Rebind<int32_t, DF> di;
+  const hn::Rebind<int8_t, DF> d8;
+  VF largest = hn::Zero(df);
+  for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
+    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
+  }
+  const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
+  const VF inverse = hn::Set(df, max > 0 ? 127.0f / max : 0.0f);
+  auto total = hn::Zero(di);
+  for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
+    const auto code = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
+    total = hn::Add(total, code);
+    hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
+  }
+  *scale = max / 127.0f;
+  *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace whit
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_POP_ATTRIBUTES
+#endif
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace whit {
+namespace {
+
+HWY_EXPORT(MultiplyPanels);
+HWY_EXPORT(QuantizeGroup);
+
+// Chunks of work claimed at a time: small enough to balance, large enough to stream.
+constexpr size_t kMinChunkBytes = 8192;
+constexpr size_t kChunksPerThread = 4;
+
+}  // namespace
+
+Activations::Activations(size_t max_rows, size_t max_columns) {
+  const size_t groups = (max_columns + kGroupColumns - 1) / kGroupColumns;
+  codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
+  scales_ = hwy::AllocateAligned<float>(max_rows * groups);
+  sums_ = hwy::AllocateAligned<float>(max_rows * groups);
+}
+
+void Activations::Reset(size_t rows, size_t columns) {
+  rows_ = rows;
+  columns_ = columns;
+  floats_ = nullptr;
+}
+
+void Activations::SetRow(size_t row, const float* x) {
+  for (size_t g = 0; g < groups(); ++g) {
+    const size_t index = g * rows_ + row;
+    int8_t* codes = codes_.get() + index * kGroupColumns;
+    const size_t count = std::min(kGroupColumns, columns_ - g * kGroupColumns);
+    const float* group = x + g * kGroupColumns;
+    float padded[kGroupColumns] = {};
+    if (count < kGroupColumns) {
+      std::copy_n(group, count, padded);
+      group = padded;
+    }
+    HWY_DYNAMIC_DISPATCH(QuantizeGroup)(group, codes, &scales_[index], &sums_[index]);
+  }
+}
+
+void MatMul(const Activations& activations, absl::Span<const MatMulOutput> outputs,
+            ThreadPool& pool) {
+  size_t panels = 0, bytes = 0;
+  for (const MatMulOutput& output : outputs) {
+    panels += output.weights->panels();
+    bytes += output.weights->bytes();
+  }
+  const size_t chunks =
+      std::max<size_t>(1, std::min(bytes / kMinChunkBytes, kChunksPerThread * pool.num_threads()));
+  const auto multiply = HWY_DYNAMIC_DISPATCH(MultiplyPanels);
+  pool.ParallelFor(panels, std::max<size_t>(1, panels / chunks),
+                   [&](size_t begin, size_t end, int) {
+                     // [begin, end) counts through the panels of all outputs.
+                     for (const MatMulOutput& output : outputs) {
+                       const size_t count = output.weights->panels();
+                       if (begin < count) {
+                         multiply(activations, output, begin, std::min(end, count));
+                       }
+                       if (end <= count) return;
+                       begin = begin > count ? begin - count : 0;
+                       end -= count;
+                     }
+                   });
+}
+
+double MatMulReference(const Activations& activations, size_t row, const PackedMatrix& weights,
+                       size_t weight_row) {
+  std::vector<float> w(weights.columns);
+  weights.UnpackRow(weight_row, w.data());
+  double sum = 0;
+  for (size_t c = 0; c < weights.columns; ++c) {
+    const size_t g = c / kGroupColumns;
+    const double x = IsQuantized(weights.format)
+                         ? double{activations.scales(g)[row]} *
+                               activations.codes(g)[row * kGroupColumns + c % kGroupColumns]
+                         : double{activations.float_row(row)[c]};
+    sum += x * w[c];
+  }
+  return sum;
+}
+
+}  // namespace whit
+#endif  // HWY_ONCE

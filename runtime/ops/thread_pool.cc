@@ -14,10 +14,11 @@
 namespace whit {
 namespace {
 
-// About 50 microseconds: longer than the serial stretches inside a forward pass, shorter than anything
-// an operator would see as idle load.
+// About 50 microseconds: longer than the serial stretches inside a forward pass, shorter than
+// anything an operator would see as idle load.
 constexpr int kSpinsBeforeSleep = 2000;
-// A caller that waits this long for the last chunk offers its core: the worker may be queued behind it.
+// A caller that waits this long for the last chunk offers its core: the worker may be queued behind
+// it.
 constexpr int kSpinsBeforeYield = 2000;
 
 void Pause() {

@@ -14,12 +14,13 @@
 
 namespace whit {
 
-// Cores this process may use: the smaller of its affinity mask and its cgroup's CPU quota, at least 1.
+// Cores this process may use: the smaller of its affinity mask and its cgroup's CPU quota, at
+// least 1.
 int AvailableCpus();
 
-// Runs loops on num_threads threads, the caller among them. Work is claimed in chunks, so a thread that
-// loses its core delays only the chunk it holds. Between loops workers spin for some microseconds, then
-// sleep: an idle pool uses no CPU.
+// Runs loops on num_threads threads, the caller among them. Work is claimed in chunks, so a thread
+// that loses its core delays only the chunk it holds. Between loops workers spin for some
+// microseconds, then sleep: an idle pool uses no CPU.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);  // >= 1; the caller counts as one
@@ -30,16 +31,17 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls fn(begin, end, thread) for disjoint ranges that cover [0, n), and returns when all have
-  // returned. Ranges begin at multiples of `grain` (or of a multiple of it, if there would be more than
-  // 65,535). `thread` < num_threads() names the calling thread, for scratch memory. One loop at a time,
-  // from one thread at a time; not reentrant.
+  // returned. Ranges begin at multiples of `grain` (or of a multiple of it, if there would be more
+  // than 65,535). `thread` < num_threads() names the calling thread, for scratch memory. One loop
+  // at a time, from one thread at a time; not reentrant.
   using LoopFn = absl::FunctionRef<void(size_t begin, size_t end, int thread)>;
   void ParallelFor(size_t n, size_t grain, LoopFn fn);
 
  private:
-  // The loop under way: epoch (upper 32 bits), number of chunks, next chunk to claim (16 bits each).
-  // Claiming compares and swaps the whole word, so a worker that slept through a loop cannot take a
-  // chunk of the next one by mistake, and what describes the loop is stable once a claim succeeded.
+  // The loop under way: epoch (upper 32 bits), number of chunks, next chunk to claim (16 bits
+  // each). Claiming compares and swaps the whole word, so a worker that slept through a loop cannot
+  // take a chunk of the next one by mistake, and what describes the loop is stable once a claim
+  // succeeded.
   struct Ticket {
     static uint64_t Make(uint32_t epoch, size_t chunks) {
       return (uint64_t{epoch} << 32) | (uint64_t{chunks} << 16);
