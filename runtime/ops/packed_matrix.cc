@@ -1,5 +1,6 @@
 #include "runtime/ops/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "runtime/ops/half.h"
@@ -39,23 +40,23 @@ int LoadCode(WeightFormat format, const std::byte* codes, size_t lane, size_t co
 void PackedMatrix::UnpackRow(size_t row, float* out) const {
   const GroupLayout layout = GroupLayout::Of(format);
   const size_t lane = row % kPanelRows;
-  for (size_t column = 0; column < columns; ++column) {
-    const std::byte* g = group(row / kPanelRows, column / kGroupColumns);
-    const size_t c = column % kGroupColumns;
+  for (size_t g = 0; g < groups(); ++g, out += kGroupColumns) {
+    const std::byte* base = group(row / kPanelRows, g);
+    const size_t count = std::min(kGroupColumns, columns - g * kGroupColumns);
     if (!IsQuantized(format)) {
-      out[column] = LoadFloat(format, g, c * kPanelRows + lane);
+      for (size_t c = 0; c < count; ++c) out[c] = LoadFloat(format, base, c * kPanelRows + lane);
       continue;
     }
-    const std::byte* scales = g + layout.codes;
-    const size_t set = layout.scale_sets == 2 ? c / 16 : 0;
-    const float scale = LoadScale(scales, set * kPanelRows + lane, layout.f32_scales);
-    const int code = LoadCode(format, g, lane, c);
-    if (layout.minimums) {
-      const float minimum =
-          LoadScale(scales, layout.scale_sets * kPanelRows + lane, layout.f32_scales);
-      out[column] = scale * static_cast<float>(code) + minimum;
-    } else {
-      out[column] = scale * static_cast<float>(HasU4Codes(format) ? code - 8 : code);
+    const std::byte* scales = base + layout.codes;
+    const auto scale = [&](size_t set) {
+      return LoadScale(scales, set * kPanelRows + lane, layout.f32_scales);
+    };
+    const float first = scale(0), second = layout.scale_sets == 2 ? scale(1) : first;
+    const float minimum = layout.minimums ? scale(layout.scale_sets) : 0.0f;
+    const int zero = HasU4Codes(format) && !layout.minimums ? 8 : 0;
+    for (size_t c = 0; c < count; ++c) {
+      const auto code = static_cast<float>(LoadCode(format, base, lane, c) - zero);
+      out[c] = (c < 16 ? first : second) * code + minimum;
     }
   }
 }
