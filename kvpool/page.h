@@ -27,7 +27,7 @@ struct Fp16PageLayout {
 
 // One page as a sequence sees it. Two sequences may share a page and see different token counts.
 struct PageEntry {
-  uint32_t unit = 0;        // offset from the pool's base, in kPageUnitBytes
+  uint32_t unit = 0;  // offset from the pool's base, in kPageUnitBytes
   Rung rung = Rung::kFp16;
   uint8_t tokens = 0;       // 1..16
   uint16_t mean_block = 0;  // which K mean was subtracted (quantized rungs)

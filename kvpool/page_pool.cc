@@ -1,1 +1,229 @@
 #include "kvpool/page_pool.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+
+namespace whit {
+
+PageRef::PageRef(const PageRef& other) : pool_(other.pool_), unit_(other.unit_) {
+  if (pool_ != nullptr) pool_->AddReference(unit_);
+}
+PageRef::PageRef(PageRef&& other) noexcept
+    : pool_(std::exchange(other.pool_, nullptr)), unit_(other.unit_) {}
+PageRef& PageRef::operator=(PageRef other) noexcept {
+  std::swap(pool_, other.pool_);
+  std::swap(unit_, other.unit_);
+  return *this;
+}
+PageRef::~PageRef() {
+  if (pool_ != nullptr) pool_->DropReference(unit_);
+}
+
+Rung PageRef::rung() const { return pool_->slabs_[pool_->SlabIndex(unit_)].rung; }
+std::byte* PageRef::data() const { return pool_->PageData(unit_); }
+bool PageRef::shared() const {
+  const size_t slab = pool_->SlabIndex(unit_);
+  return pool_->References(slab, pool_->PageIndex(slab, unit_)) > 1;
+}
+
+void PagePool::FreeDeleter::operator()(uint16_t* p) const { std::free(p); }
+
+absl::StatusOr<std::unique_ptr<PagePool>> PagePool::Create(const Options& options) {
+  if (options.head_dim <= 0 || options.head_dim % 16 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("head_dim is %d; it must be a positive multiple of 16", options.head_dim));
+  }
+  if (PageBytes(Rung::kFp16, options.head_dim) > kSlabBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "head_dim is %d; a page must fit a slab of %d bytes", options.head_dim, kSlabBytes));
+  }
+  const size_t num_slabs = options.capacity_bytes / kSlabBytes;
+  const size_t max_slabs = (size_t{1} << 32) * kPageUnitBytes / kSlabBytes;
+  if (num_slabs == 0 || num_slabs > max_slabs) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the KV cache has %d bytes; it must have between %d and %d",
+                        options.capacity_bytes, kSlabBytes, max_slabs * kSlabBytes));
+  }
+  const size_t bytes = num_slabs * kSlabBytes;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the system has no %d bytes for the KV cache", bytes));
+  }
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  return std::unique_ptr<PagePool>(
+      new PagePool(options, static_cast<std::byte*>(memory), num_slabs));
+}
+
+PagePool::PagePool(const Options& options, std::byte* base, size_t num_slabs)
+    : head_dim_(options.head_dim), base_(base), slabs_(num_slabs) {
+  for (int i = 0; i < kNumRungs; ++i) {
+    page_bytes_[i] = PageBytes(static_cast<Rung>(i), head_dim_);
+    stride_ = std::max(stride_, kSlabBytes / page_bytes_[i]);
+  }
+  slabs_with_room_.fill(Slab::kNone);
+  // Low addresses are used first.
+  free_slabs_.resize(num_slabs);
+  for (size_t i = 0; i < num_slabs; ++i) free_slabs_[i] = static_cast<uint32_t>(num_slabs - 1 - i);
+  references_.reset(static_cast<uint16_t*>(std::calloc(num_slabs * stride_, sizeof(uint16_t))));
+}
+
+PagePool::~PagePool() { munmap(base_, slabs_.size() * kSlabBytes); }
+
+absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
+  absl::StatusOr<uint32_t> unit = AllocateUnit(rung);
+  if (!unit.ok()) return unit.status();
+  return PageRef(this, *unit);
+}
+
+absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
+  Slab* slab = SlabWithRoom(rung);
+  if (slab == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
+                        slabs_.size() * kSlabBytes, std::string(RungName(rung))));
+  }
+  const size_t slab_index = slab - slabs_.data();
+  const size_t page_bytes = page_bytes_[static_cast<size_t>(rung)];
+  std::byte* const slab_base = base_ + slab_index * kSlabBytes;
+  size_t page;
+  if (slab->first_free != 0) {
+    page = slab->first_free - 1;
+    std::memcpy(&slab->first_free, slab_base + page * page_bytes, sizeof(slab->first_free));
+  } else {
+    page = slab->untouched++;
+  }
+  ++slab->used;
+  if (!slab->has_room()) UnlinkSlab(*slab);
+  References(slab_index, page) = 1;
+  pages_in_use_[static_cast<size_t>(rung)].fetch_add(1, std::memory_order_relaxed);
+  std::byte* const data = slab_base + page * page_bytes;
+  std::memset(data, 0, page_bytes);
+  return static_cast<uint32_t>((data - base_) / kPageUnitBytes);
+}
+
+PagePool::Slab* PagePool::SlabWithRoom(Rung rung) {
+  const uint32_t head = slabs_with_room_[static_cast<size_t>(rung)];
+  if (head != Slab::kNone) return &slabs_[head];
+  if (free_slabs_.empty()) return nullptr;
+  Slab& slab = slabs_[free_slabs_.back()];
+  free_slabs_.pop_back();
+  slab = {.assigned = true,
+          .rung = rung,
+          .pages = static_cast<uint16_t>(kSlabBytes / page_bytes_[static_cast<size_t>(rung)])};
+  LinkSlab(slab);
+  return &slab;
+}
+
+void PagePool::LinkSlab(Slab& slab) {
+  uint32_t& head = slabs_with_room_[static_cast<size_t>(slab.rung)];
+  const auto index = static_cast<uint32_t>(&slab - slabs_.data());
+  slab.previous = Slab::kNone;
+  slab.next = head;
+  if (head != Slab::kNone) slabs_[head].previous = index;
+  head = index;
+}
+
+void PagePool::UnlinkSlab(Slab& slab) {
+  if (slab.previous != Slab::kNone) {
+    slabs_[slab.previous].next = slab.next;
+  } else {
+    slabs_with_room_[static_cast<size_t>(slab.rung)] = slab.next;
+  }
+  if (slab.next != Slab::kNone) slabs_[slab.next].previous = slab.previous;
+  slab.next = slab.previous = Slab::kNone;
+}
+
+size_t PagePool::PageIndex(size_t slab, uint32_t unit) const {
+  const size_t offset = size_t{unit} * kPageUnitBytes - slab * kSlabBytes;
+  return offset / page_bytes_[static_cast<size_t>(slabs_[slab].rung)];
+}
+
+void PagePool::AddReference(uint32_t unit) {
+  const size_t slab = SlabIndex(unit);
+  ++References(slab, PageIndex(slab, unit));
+}
+
+void PagePool::DropReference(uint32_t unit) {
+  const size_t slab_index = SlabIndex(unit);
+  Slab& slab = slabs_[slab_index];
+  const size_t page = PageIndex(slab_index, unit);
+  if (--References(slab_index, page) > 0) return;
+  pages_in_use_[static_cast<size_t>(slab.rung)].fetch_sub(1, std::memory_order_relaxed);
+  std::memcpy(PageData(unit), &slab.first_free, sizeof(slab.first_free));
+  slab.first_free = static_cast<uint16_t>(page + 1);
+  const bool was_full = !slab.has_room();
+  --slab.used;
+  if (slab.used == 0) {
+    if (!was_full) UnlinkSlab(slab);
+    slab.assigned = false;
+    free_slabs_.push_back(static_cast<uint32_t>(slab_index));
+  } else if (was_full) {
+    LinkSlab(slab);
+  }
+}
+
+PagePoolStats PagePool::stats() const {
+  PagePoolStats stats;
+  stats.capacity_bytes = slabs_.size() * kSlabBytes;
+  for (int i = 0; i < kNumRungs; ++i) {
+    stats.pages_by_rung[i] = pages_in_use_[i].load(std::memory_order_relaxed);
+    stats.used_bytes_by_rung[i] = stats.pages_by_rung[i] * page_bytes_[i];
+    stats.used_bytes += stats.used_bytes_by_rung[i];
+  }
+  stats.free_bytes = stats.capacity_bytes - stats.used_bytes;
+  return stats;
+}
+
+absl::Status PagePool::CheckInvariants() const {
+  std::array<size_t, kNumRungs> pages{};
+  size_t assigned = 0;
+  for (size_t i = 0; i < slabs_.size(); ++i) {
+    const Slab& slab = slabs_[i];
+    if (!slab.assigned) continue;
+    ++assigned;
+    const auto rung = static_cast<size_t>(slab.rung);
+    pages[rung] += slab.used;
+    std::vector<bool> returned(slab.pages, false);
+    size_t free = slab.pages - slab.untouched;
+    for (uint16_t next = slab.first_free; next != 0; ++free) {
+      const size_t page = next - 1;
+      if (page >= slab.untouched || returned[page]) {
+        return absl::InternalError(absl::StrFormat("slab %d: broken free list at %d", i, page));
+      }
+      returned[page] = true;
+      std::memcpy(&next, base_ + i * kSlabBytes + page * page_bytes_[rung], sizeof(next));
+    }
+    for (size_t page = 0; page < slab.untouched; ++page) {
+      if ((references_[i * stride_ + page] == 0) != returned[page]) {
+        return absl::InternalError(
+            absl::StrFormat("slab %d page %d: %d references, but it is %s the free list", i, page,
+                            references_[i * stride_ + page], returned[page] ? "in" : "not in"));
+      }
+    }
+    if (slab.used + free != slab.pages || slab.used == 0) {
+      return absl::InternalError(absl::StrFormat("slab %d: %d used and %d free of %d pages", i,
+                                                 slab.used, free, slab.pages));
+    }
+  }
+  if (assigned + free_slabs_.size() != slabs_.size()) {
+    return absl::InternalError(absl::StrFormat("%d slabs assigned and %d free of %d", assigned,
+                                               free_slabs_.size(), slabs_.size()));
+  }
+  for (int i = 0; i < kNumRungs; ++i) {
+    if (pages[i] != pages_in_use_[i].load(std::memory_order_relaxed)) {
+      return absl::InternalError(absl::StrFormat("%d pages at %s, but %d are counted", pages[i],
+                                                 std::string(RungName(static_cast<Rung>(i))),
+                                                 pages_in_use_[i].load()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace whit

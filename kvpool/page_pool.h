@@ -51,14 +51,18 @@ struct PagePoolStats {
 };
 
 // Fixed capacity, allocated once. Pages of one rung come from slabs of that size class; a slab that
-// becomes empty returns to the common store.
+// becomes empty returns to the common store. Bookkeeping outside the capacity: two bytes a page.
 //
-// Threads: Allocate and PageRef belong to one thread (the engine's). Page *contents* may be read and
-// written by worker threads while the owner waits for them. stats() may be called from any thread.
+// Threads: Allocate and PageRef belong to one thread (the engine's). Page *contents* may be read
+// and written by worker threads while the owner waits for them. stats() may be called from any
+// thread.
 class PagePool {
  public:
+  // Large enough that the rest behind a slab's last page is small at every rung.
+  static constexpr size_t kSlabBytes = size_t{128} << 10;
+
   struct Options {
-    size_t capacity_bytes = 0;  // at least one slab
+    size_t capacity_bytes = 0;  // rounded down to whole slabs, of which there is at least one
     int head_dim = 0;           // multiple of 16
   };
   // INVALID_ARGUMENT names the bound; RESOURCE_EXHAUSTED if the memory cannot be had.
@@ -76,14 +80,56 @@ class PagePool {
   std::byte* PageData(uint32_t unit) const { return base_ + size_t{unit} * kPageUnitBytes; }
 
   PagePoolStats stats() const;
-  // used + free = capacity, reference counts and free lists agree. O(pages); for tests and debug builds.
+  // used + free = capacity, reference counts and free lists agree. O(pages); for tests and debug
+  // builds.
   absl::Status CheckInvariants() const;
 
  private:
-  // Implementation of the pool is this piece's own; the shape above is settled.
-  PagePool() = default;
-  int head_dim_ = 0;
-  std::byte* base_ = nullptr;
+  friend class PageRef;
+  friend class PageTable;  // keeps bare units in its entries instead of 16-byte PageRefs
+
+  // A slab holds pages of one rung, or lies in the common store.
+  struct Slab {
+    static constexpr uint32_t kNone = ~uint32_t{0};
+    bool assigned = false;
+    Rung rung = Rung::kFp16;
+    uint16_t pages = 0;       // how many fit
+    uint16_t used = 0;        // handed out
+    uint16_t untouched = 0;   // pages from here on were never handed out since assignment
+    uint16_t first_free = 0;  // list of returned pages: index + 1, 0 ends it; the link is the
+                              // page's own first two bytes
+    uint32_t next = kNone, previous = kNone;  // among the slabs of its rung that have room
+    bool has_room() const { return used < pages; }
+  };
+
+  PagePool(const Options& options, std::byte* base, size_t num_slabs);
+
+  absl::StatusOr<uint32_t> AllocateUnit(Rung rung);
+  void AddReference(uint32_t unit);
+  void DropReference(uint32_t unit);
+
+  Slab* SlabWithRoom(Rung rung);
+  void LinkSlab(Slab& slab);
+  void UnlinkSlab(Slab& slab);
+
+  size_t SlabIndex(uint32_t unit) const { return size_t{unit} * kPageUnitBytes / kSlabBytes; }
+  size_t PageIndex(size_t slab, uint32_t unit) const;
+  uint16_t& References(size_t slab, size_t page) { return references_[slab * stride_ + page]; }
+
+  const int head_dim_;
+  std::byte* const base_;  // mapped, kSlabBytes * slabs_.size()
+  std::array<size_t, kNumRungs> page_bytes_{};
+  size_t stride_ = 0;  // pages of the smallest rung in a slab
+  std::vector<Slab> slabs_;
+  std::vector<uint32_t> free_slabs_;
+  std::array<uint32_t, kNumRungs> slabs_with_room_;  // heads of lists
+  // Reference counts, [slab][page of the slab]. Zeroed memory from the system: only what is used
+  // becomes resident.
+  struct FreeDeleter {
+    void operator()(uint16_t* p) const;
+  };
+  std::unique_ptr<uint16_t[], FreeDeleter> references_;
+  std::array<std::atomic<size_t>, kNumRungs> pages_in_use_{};
 };
 
 }  // namespace whit

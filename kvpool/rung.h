@@ -1,6 +1,6 @@
-// kvpool: where keys and values live. This folder owns every byte of KV memory: the precision ladder
-// (rung), the pool of pages, a sequence's table of pages, and how a page is laid out. It does not
-// decide precision (controller/) and does not compute attention (runtime/ops/).
+// kvpool: where keys and values live. This folder owns every byte of KV memory: the precision
+// ladder (rung), the pool of pages, a sequence's table of pages, and how a page is laid out. It
+// does not decide precision (controller/) and does not compute attention (runtime/ops/).
 //
 // This file: the precision ladder.
 #ifndef WHIT_KVPOOL_RUNG_H_
@@ -29,8 +29,8 @@ std::string_view RungName(Rung rung);
 // INVALID_ARGUMENT lists the names that exist.
 absl::StatusOr<Rung> ParseRung(std::string_view name);
 
-// Bytes of one page: codes plus one fp16 scale per token for K and for V (none at FP16). A multiple of
-// 64 for every head_dim that is a multiple of 16.
+// Bytes of one page: codes plus one fp16 scale per token for K and for V (none at FP16). A multiple
+// of 64 for every head_dim that is a multiple of 16.
 size_t PageBytes(Rung rung, int head_dim);
 
 }  // namespace whit

@@ -147,8 +147,8 @@ void Model::RotateAndAppend(int layer, absl::Span<const ForwardSlice> slices) {
     pool_.ParallelFor(config_.num_kv_heads, 1, [&](size_t begin, size_t end, int) {
       for (size_t head = begin; head < end; ++head) {
         const float* keys = qkv_.data() + first * stride + query + head * head_dim;
-        slice.kv->Append(layer, static_cast<int>(head), static_cast<int>(slice.tokens.size()), keys,
-                         stride, keys + kv, stride);
+        slice.kv->Append(layer, static_cast<int>(head), static_cast<int>(slice.tokens.size()),
+                         {.keys = keys, .values = keys + kv, .stride = stride});
       }
     });
   });
