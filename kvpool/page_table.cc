@@ -49,7 +49,7 @@ void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
     PageEntry& page = list.pages[list.tokens / kTileTokens];
     const int slot = page.tokens;
     const int count = std::min(num_tokens, kTileTokens - slot);
-    WriteFp16(pool_->PageData(page.unit), pool_->head_dim(), slot, count, rows);
+    WriteTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), slot, count, rows, nullptr);
     page.tokens = static_cast<uint8_t>(slot + count);
     list.tokens += count;
     num_tokens -= count;
