@@ -24,10 +24,14 @@ PageRef::~PageRef() {
   if (pool_ != nullptr) pool_->DropReference(unit_);
 }
 
-Rung PageRef::rung() const { return pool_->slabs_[pool_->SlabIndex(unit_)].rung; }
+Rung PageRef::rung() const {
+  absl::MutexLock lock(&pool_->mutex_);
+  return pool_->slabs_[PagePool::SlabIndex(unit_)].rung;
+}
 std::byte* PageRef::data() const { return pool_->PageData(unit_); }
 bool PageRef::shared() const {
-  const size_t slab = pool_->SlabIndex(unit_);
+  absl::MutexLock lock(&pool_->mutex_);
+  const size_t slab = PagePool::SlabIndex(unit_);
   return pool_->References(slab, pool_->PageIndex(slab, unit_)) > 1;
 }
 
@@ -62,7 +66,7 @@ absl::StatusOr<std::unique_ptr<PagePool>> PagePool::Create(const Options& option
 }
 
 PagePool::PagePool(const Options& options, std::byte* base, size_t num_slabs)
-    : head_dim_(options.head_dim), base_(base), slabs_(num_slabs) {
+    : head_dim_(options.head_dim), base_(base), num_slabs_(num_slabs), slabs_(num_slabs) {
   for (int i = 0; i < kNumRungs; ++i) {
     page_bytes_[i] = PageBytes(static_cast<Rung>(i), head_dim_);
     stride_ = std::max(stride_, kSlabBytes / page_bytes_[i]);
@@ -74,7 +78,7 @@ PagePool::PagePool(const Options& options, std::byte* base, size_t num_slabs)
   references_.reset(static_cast<uint16_t*>(std::calloc(num_slabs * stride_, sizeof(uint16_t))));
 }
 
-PagePool::~PagePool() { munmap(base_, slabs_.size() * kSlabBytes); }
+PagePool::~PagePool() { munmap(base_, num_slabs_ * kSlabBytes); }
 
 absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
   absl::StatusOr<uint32_t> unit = AllocateUnit(rung);
@@ -83,29 +87,38 @@ absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
 }
 
 absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
-  Slab* slab = SlabWithRoom(rung);
-  if (slab == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
-                        slabs_.size() * kSlabBytes, std::string(RungName(rung))));
-  }
-  const size_t slab_index = slab - slabs_.data();
   const size_t page_bytes = page_bytes_[static_cast<size_t>(rung)];
-  std::byte* const slab_base = base_ + slab_index * kSlabBytes;
-  size_t page;
-  if (slab->first_free != 0) {
-    page = slab->first_free - 1;
-    std::memcpy(&slab->first_free, slab_base + page * page_bytes, sizeof(slab->first_free));
-  } else {
-    page = slab->untouched++;
+  std::byte* data;
+  {
+    absl::MutexLock lock(&mutex_);
+    Slab* slab = SlabWithRoom(rung);
+    if (slab == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
+                          num_slabs_ * kSlabBytes, std::string(RungName(rung))));
+    }
+    const size_t slab_index = slab - slabs_.data();
+    std::byte* const slab_base = base_ + slab_index * kSlabBytes;
+    size_t page;
+    if (slab->first_free != 0) {
+      page = slab->first_free - 1;
+      std::memcpy(&slab->first_free, slab_base + page * page_bytes, sizeof(slab->first_free));
+    } else {
+      page = slab->untouched++;
+    }
+    ++slab->used;
+    if (!slab->has_room()) UnlinkSlab(*slab);
+    References(slab_index, page) = 1;
+    pages_in_use_[static_cast<size_t>(rung)].fetch_add(1, std::memory_order_relaxed);
+    data = slab_base + page * page_bytes;
   }
-  ++slab->used;
-  if (!slab->has_room()) UnlinkSlab(*slab);
-  References(slab_index, page) = 1;
-  pages_in_use_[static_cast<size_t>(rung)].fetch_add(1, std::memory_order_relaxed);
-  std::byte* const data = slab_base + page * page_bytes;
   std::memset(data, 0, page_bytes);
   return static_cast<uint32_t>((data - base_) / kPageUnitBytes);
+}
+
+void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) {
+  absl::MutexLock lock(&mutex_);
+  status->Update(failure);
 }
 
 PagePool::Slab* PagePool::SlabWithRoom(Rung rung) {
@@ -146,11 +159,13 @@ size_t PagePool::PageIndex(size_t slab, uint32_t unit) const {
 }
 
 void PagePool::AddReference(uint32_t unit) {
+  absl::MutexLock lock(&mutex_);
   const size_t slab = SlabIndex(unit);
   ++References(slab, PageIndex(slab, unit));
 }
 
 void PagePool::DropReference(uint32_t unit) {
+  absl::MutexLock lock(&mutex_);
   const size_t slab_index = SlabIndex(unit);
   Slab& slab = slabs_[slab_index];
   const size_t page = PageIndex(slab_index, unit);
@@ -171,7 +186,7 @@ void PagePool::DropReference(uint32_t unit) {
 
 PagePoolStats PagePool::stats() const {
   PagePoolStats stats;
-  stats.capacity_bytes = slabs_.size() * kSlabBytes;
+  stats.capacity_bytes = num_slabs_ * kSlabBytes;
   for (int i = 0; i < kNumRungs; ++i) {
     stats.pages_by_rung[i] = pages_in_use_[i].load(std::memory_order_relaxed);
     stats.used_bytes_by_rung[i] = stats.pages_by_rung[i] * page_bytes_[i];
@@ -182,6 +197,7 @@ PagePoolStats PagePool::stats() const {
 }
 
 absl::Status PagePool::CheckInvariants() const {
+  absl::MutexLock lock(&mutex_);
   std::array<size_t, kNumRungs> pages{};
   size_t assigned = 0;
   for (size_t i = 0; i < slabs_.size(); ++i) {

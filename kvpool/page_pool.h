@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "kvpool/page.h"
 #include "kvpool/rung.h"
 
@@ -20,7 +22,7 @@ namespace whit {
 class PagePool;
 
 // A counted reference to one page; the page returns to the pool with its last reference. Copying
-// shares the page. Not thread-safe: belongs to the thread that owns the pool.
+// shares the page.
 class PageRef {
  public:
   PageRef() = default;
@@ -107,28 +109,34 @@ class PagePool {
   absl::StatusOr<uint32_t> AllocateUnit(Rung rung);
   void AddReference(uint32_t unit);
   void DropReference(uint32_t unit);
+  // Keeps the first failure of a table whose lists grow on several threads.
+  void RecordFailure(const absl::Status& failure, absl::Status* status);
 
-  Slab* SlabWithRoom(Rung rung);
-  void LinkSlab(Slab& slab);
-  void UnlinkSlab(Slab& slab);
+  Slab* SlabWithRoom(Rung rung) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UnlinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  size_t SlabIndex(uint32_t unit) const { return size_t{unit} * kPageUnitBytes / kSlabBytes; }
-  size_t PageIndex(size_t slab, uint32_t unit) const;
-  uint16_t& References(size_t slab, size_t page) { return references_[slab * stride_ + page]; }
+  static size_t SlabIndex(uint32_t unit) { return size_t{unit} * kPageUnitBytes / kSlabBytes; }
+  size_t PageIndex(size_t slab, uint32_t unit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint16_t& References(size_t slab, size_t page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return references_[slab * stride_ + page];
+  }
 
   const int head_dim_;
-  std::byte* const base_;  // mapped, kSlabBytes * slabs_.size()
+  std::byte* const base_;  // mapped, kSlabBytes * num_slabs_
   std::array<size_t, kNumRungs> page_bytes_{};
   size_t stride_ = 0;  // pages of the smallest rung in a slab
-  std::vector<Slab> slabs_;
-  std::vector<uint32_t> free_slabs_;
-  std::array<uint32_t, kNumRungs> slabs_with_room_;  // heads of lists
+  const size_t num_slabs_;
+  mutable absl::Mutex mutex_;
+  std::vector<Slab> slabs_ ABSL_GUARDED_BY(mutex_);
+  std::vector<uint32_t> free_slabs_ ABSL_GUARDED_BY(mutex_);
+  std::array<uint32_t, kNumRungs> slabs_with_room_ ABSL_GUARDED_BY(mutex_);  // heads of lists
   // Reference counts, [slab][page of the slab]. Zeroed memory from the system: only what is used
   // becomes resident.
   struct FreeDeleter {
     void operator()(uint16_t* p) const;
   };
-  std::unique_ptr<uint16_t[], FreeDeleter> references_;
+  std::unique_ptr<uint16_t[], FreeDeleter> references_ ABSL_PT_GUARDED_BY(mutex_);
   std::array<std::atomic<size_t>, kNumRungs> pages_in_use_{};
 };
 

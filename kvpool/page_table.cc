@@ -5,52 +5,60 @@
 
 namespace whit {
 
-PageTable::PageTable(PagePool* pool, int num_layers, int num_kv_heads)
-    : pool_(pool), num_kv_heads_(num_kv_heads), lists_(size_t{1} * num_layers * num_kv_heads) {}
+PageTable::PageTable(PagePool* pool, const Shape& shape, const RecentRing& ring,
+                     const KeyMeans* means)
+    : pool_(pool),
+      num_kv_heads_(shape.num_kv_heads),
+      ring_(ring),
+      means_(means),
+      lists_(size_t{1} * shape.num_layers * shape.num_kv_heads) {}
 
-PageTable::~PageTable() { Truncate(0); }
+PageTable::~PageTable() {
+  for (List& list : lists_) {
+    for (const PageEntry& page : list.pages) pool_->DropReference(page.unit);
+  }
+}
 
 PageTable& PageTable::operator=(PageTable&& other) noexcept {
   std::swap(pool_, other.pool_);
   std::swap(num_kv_heads_, other.num_kv_heads_);
-  std::swap(room_, other.room_);
+  std::swap(ring_, other.ring_);
+  std::swap(means_, other.means_);
   std::swap(lists_, other.lists_);
+  std::swap(status_, other.status_);
   return *this;
 }
 
-absl::Status PageTable::Extend(int num_tokens) {
-  const size_t before = NumPages(room_), after = NumPages(room_ + num_tokens);
-  for (List& list : lists_) {
-    for (size_t page = before; page < after; ++page) {
-      absl::StatusOr<uint32_t> unit = pool_->AllocateUnit(Rung::kFp16);
-      if (!unit.ok()) {
-        Truncate(before);
-        return unit.status();
-      }
-      list.pages.push_back({.unit = *unit, .rung = Rung::kFp16});
-    }
+bool PageTable::NewPage(Rung rung, int position, PageEntry* page) {
+  absl::StatusOr<uint32_t> unit = pool_->AllocateUnit(rung);
+  if (!unit.ok()) {
+    pool_->RecordFailure(unit.status(), &status_);
+    return false;
   }
-  room_ += num_tokens;
-  return absl::OkStatus();
+  *page = {.unit = *unit, .rung = rung};
+  if (means_ != nullptr && rung != Rung::kFp16) page->mean_block = KeyMeans::Block(position);
+  return true;
 }
 
-void PageTable::Truncate(size_t pages) {
-  for (List& list : lists_) {
-    while (list.pages.size() > pages) {
-      pool_->DropReference(list.pages.back().unit);
-      list.pages.pop_back();
-    }
-  }
+void PageTable::Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows) {
+  WriteTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens, count, rows,
+              MeanOf(page, layer, kv_head));
+  page.tokens = static_cast<uint8_t>(page.tokens + count);
 }
 
 void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
-  List& list = lists_[layer * num_kv_heads_ + kv_head];
+  List& list = this->list(layer, kv_head);
   while (num_tokens > 0) {
-    PageEntry& page = list.pages[list.tokens / kTileTokens];
-    const int slot = page.tokens;
-    const int count = std::min(num_tokens, kTileTokens - slot);
-    WriteTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), slot, count, rows, nullptr);
-    page.tokens = static_cast<uint8_t>(slot + count);
+    const bool ring_has_room = static_cast<int>(list.pages.size()) > list.settled &&
+                               list.pages.back().tokens < kTileTokens;
+    if (!ring_has_room) {
+      PageEntry page;
+      if (!NewPage(ring_.rung, list.tokens, &page)) return;
+      list.pages.push_back(page);
+    }
+    PageEntry& page = list.pages.back();
+    const int count = std::min<int>(num_tokens, kTileTokens - page.tokens);
+    Write(layer, kv_head, page, count, rows);
     list.tokens += count;
     num_tokens -= count;
     rows.keys += count * rows.stride;
@@ -58,23 +66,85 @@ void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
   }
 }
 
-absl::Span<const PageEntry> PageTable::pages(int layer, int kv_head) const {
-  const List& list = lists_[layer * num_kv_heads_ + kv_head];
-  return absl::MakeConstSpan(list.pages).subspan(0, NumPages(list.tokens));
+bool PageTable::NextLeaving(int layer, int kv_head, LeavingPage* page) const {
+  const List& list = this->list(layer, kv_head);
+  if (list.tokens - list.settled_tokens < ring_.tokens + kTileTokens) return false;
+  *page = {.first_position = list.settled_tokens, .tokens = list.pages[list.settled].tokens};
+  return true;
 }
 
-size_t PageTable::page_bytes() const {
-  size_t bytes = 0;
-  for (const List& list : lists_) {
-    for (const PageEntry& page : list.pages) bytes += PageBytes(page.rung, pool_->head_dim());
+void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
+  List& list = this->list(layer, kv_head);
+  const PageEntry leaving = list.pages[list.settled];
+  const bool sink = ring_.keep_sink && list.settled_tokens == 0;
+  const bool stays = std::all_of(rungs.begin(), rungs.end(),
+                                 [&](Rung rung) { return rung == leaving.rung; });
+  if (sink || stays) {
+    ++list.settled;
+  } else {
+    list.pages.erase(list.pages.begin() + list.settled);
+    Scatter(layer, kv_head, leaving, rungs);
+    pool_->DropReference(leaving.unit);
   }
-  return bytes;
+  list.settled_tokens += leaving.tokens;
 }
 
-size_t PageTable::metadata_bytes() const {
-  size_t bytes = sizeof(*this) + lists_.capacity() * sizeof(List);
-  for (const List& list : lists_) bytes += list.pages.capacity() * sizeof(PageEntry);
-  return bytes;
+void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
+                        absl::Span<const Rung> rungs) {
+  List& list = this->list(layer, kv_head);
+  const auto d = static_cast<size_t>(pool_->head_dim());
+  std::vector<float> keys(page.tokens * d), values(page.tokens * d);
+  ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
+             MeanOf(page, layer, kv_head), keys.data(), values.data());
+  for (int i = 0; i < page.tokens;) {
+    int& open = list.open[static_cast<size_t>(rungs[i])];
+    if (open < 0) {
+      PageEntry fresh;
+      if (!NewPage(rungs[i], list.settled_tokens + i, &fresh)) return;
+      open = list.settled++;
+      list.pages.insert(list.pages.begin() + open, fresh);
+    }
+    PageEntry& target = list.pages[open];
+    // As many as follow at the same rung and fit.
+    int count = 1;
+    while (i + count < page.tokens && target.tokens + count < kTileTokens &&
+           rungs[i + count] == rungs[i]) {
+      ++count;
+    }
+    Write(layer, kv_head, target, count,
+          {.keys = keys.data() + i * d, .values = values.data() + i * d, .stride = d});
+    if (target.tokens == kTileTokens) open = -1;
+    i += count;
+  }
+}
+
+void PageTable::Read(int layer, int kv_head, std::vector<float>* keys,
+                     std::vector<float>* values) const {
+  const List& list = this->list(layer, kv_head);
+  const auto d = static_cast<size_t>(pool_->head_dim());
+  keys->resize(list.tokens * d);
+  values->resize(list.tokens * d);
+  size_t offset = 0;
+  for (const PageEntry& page : list.pages) {
+    ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
+               MeanOf(page, layer, kv_head), keys->data() + offset, values->data() + offset);
+    offset += page.tokens * d;
+  }
+}
+
+PageTable::Usage PageTable::usage() const {
+  Usage usage;
+  usage.metadata_bytes = sizeof(*this) + lists_.capacity() * sizeof(List);
+  for (const List& list : lists_) {
+    usage.metadata_bytes += list.pages.capacity() * sizeof(PageEntry);
+    for (const PageEntry& page : list.pages) {
+      const auto rung = static_cast<size_t>(page.rung);
+      usage.bytes_by_rung[rung] += PageBytes(page.rung, pool_->head_dim());
+      usage.tokens_by_rung[rung] += page.tokens;
+    }
+  }
+  for (size_t bytes : usage.bytes_by_rung) usage.page_bytes += bytes;
+  return usage;
 }
 
 }  // namespace whit

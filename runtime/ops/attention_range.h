@@ -1,0 +1,64 @@
+// What attention's kernels work on: a tile of queries against a range of pages.
+#ifndef WHIT_RUNTIME_OPS_ATTENTION_RANGE_H_
+#define WHIT_RUNTIME_OPS_ATTENTION_RANGE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "kvpool/key_means.h"
+#include "kvpool/page.h"
+
+namespace whit {
+
+// The softmax over a long sequence is taken range by range, and the ranges' results are merged in
+// order. Ranges are cut at the same pages whoever asks, which is what makes a row's result the same bit
+// for bit however the work was split.
+inline constexpr int kRangePages = 32;
+inline constexpr int kRangeTokens = kRangePages * kTileTokens;
+
+// Queries that share one pass over a page. Each follows the same arithmetic in a tile of any size.
+inline constexpr int kQueryTile = 4;
+
+// The score of a slot that holds no token or one that the query may not see.
+inline constexpr float kNoScore = -1e30f;
+
+// What a range, or several merged, contributes to one query's output: sum over its tokens of
+// exp(score - max), and of exp(score - max) * value.
+struct Partial {
+  float max;
+  float sum;
+  float* values;  // [head_dim]
+};
+
+// Up to kQueryTile queries of one KV head (attention.h, AttentionQueries), and how many of the table's
+// tokens each may see.
+struct QueryTile {
+  int count = 0;
+  int visible[kQueryTile] = {};
+  const float* rotated[kQueryTile] = {};
+  const int8_t* high[kQueryTile] = {};
+  const int8_t* low[kQueryTile] = {};
+  float unit[kQueryTile] = {};
+  int32_t high_sum[kQueryTile] = {};
+  int32_t low_sum[kQueryTile] = {};
+};
+
+// At most kRangePages consecutive pages of one (layer, KV head).
+struct RangeView {
+  absl::Span<const PageEntry> pages;
+  int tokens_before = 0;  // tokens in the list's pages before these
+  const std::byte* base = nullptr;
+  const KeyMeans* means = nullptr;  // may be null if no page has a mean
+  int layer = 0;
+  int kv_head = 0;
+  int head_dim = 0;
+  float scale = 0;
+
+  const std::byte* page_data(size_t i) const { return base + pages[i].unit * kPageUnitBytes; }
+  const float* mean(uint16_t block) const { return means->mean(block, layer, kv_head); }
+};
+
+}  // namespace whit
+
+#endif  // WHIT_RUNTIME_OPS_ATTENTION_RANGE_H_

@@ -1,0 +1,383 @@
+// One range of pages against a tile of queries, for each SIMD target. Included once per target.
+#if defined(WHIT_RUNTIME_OPS_PAGE_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WHIT_RUNTIME_OPS_PAGE_ATTENTION_INL_H_
+#undef WHIT_RUNTIME_OPS_PAGE_ATTENTION_INL_H_
+#else
+#define WHIT_RUNTIME_OPS_PAGE_ATTENTION_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+#include "kvpool/page.h"
+#include "runtime/ops/attention_range.h"
+#include "runtime/ops/quad_dot-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_AVX3_DL  // as in quad_dot-inl.h
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+#endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace page_attention {
+namespace hn = hwy::HWY_NAMESPACE;
+using quad_dot::BroadcastQuad;
+using quad_dot::DF;
+using quad_dot::DI;
+using quad_dot::VF;
+using quad_dot::VI;
+
+constexpr size_t kRowBytes = QuantizedPageLayout::kRowBytes;
+
+HWY_INLINE VF LoadHalf(const std::byte* base, size_t index) {
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  return hn::PromoteTo(DF(),
+                       hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(base) + index));
+}
+
+HWY_INLINE VI LoadRow(const std::byte* row, size_t lane) {
+  return hn::LoadU(DI(), reinterpret_cast<const int32_t*>(row) + lane);
+}
+
+template <int kBits>
+HWY_INLINE VI Codes(VI packed, int part) {
+  if constexpr (kBits == 8) {
+    return packed;
+  } else {
+    const VI mask = hn::Set(DI(), ((1 << kBits) - 1) * 0x01010101);
+    return hn::And(part == 0 ? packed : hn::ShiftRightSame(packed, part * kBits), mask);
+  }
+}
+
+// scores[query][16] = rotated . key, for one page of kBits-bit keys without their mean. Codes of 4 and
+// 2 bits meet the query's high bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
+template <int kBits, int kQueries, int kDim>
+HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, int head_dim,
+                                const QueryTile& tile, float* const* scores) {
+  constexpr bool kLow = kBits == 8;
+  constexpr int kMaxCode = (1 << kBits) - 1;
+  const DF df;
+  const size_t rows = QuantizedPageLayout::KeyRows(kDim != 0 ? kDim : head_dim, kBits);
+  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
+    VI high[kQueries][2], low[kQueries];
+    for (int i = 0; i < kQueries; ++i) {
+      high[i][0] = high[i][1] = low[i] = hn::Zero(DI());
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      const VI packed = LoadRow(page + row * kRowBytes, lane);
+      HWY_UNROLL(4)
+      for (int part = 0; part < 8 / kBits; ++part) {
+        const VI codes = Codes<kBits>(packed, part);
+        const size_t quad = part * rows + row;
+        for (int i = 0; i < kQueries; ++i) {
+          VI& sum = high[i][kBits == 8 ? row % 2 : part % 2];
+          sum = quad_dot::Add<kMaxCode, 127>(sum, codes, BroadcastQuad(tile.high[i], quad));
+          if constexpr (kLow) {
+            low[i] = quad_dot::Add<kMaxCode, 64>(low[i], codes, BroadcastQuad(tile.low[i], quad));
+          }
+        }
+      }
+    }
+    const VF scale = LoadHalf(scales, lane);
+    const VF half = hn::Set(df, 0.5f * kMaxCode);
+    for (int i = 0; i < kQueries; ++i) {
+      const auto centre = [&](VI sum, int32_t query_sum) {
+        return hn::NegMulAdd(half, hn::Set(df, static_cast<float>(query_sum)),
+                             hn::ConvertTo(df, sum));
+      };
+      VF score = hn::Mul(centre(hn::Add(high[i][0], high[i][1]), tile.high_sum[i]),
+                         hn::Set(df, 128.0f * tile.unit[i]));
+      if constexpr (kLow) {
+        score = hn::MulAdd(centre(low[i], tile.low_sum[i]), hn::Set(df, tile.unit[i]), score);
+      }
+      hn::StoreU(hn::Mul(score, scale), df, scores[i] + lane);
+    }
+  }
+}
+
+// The same for an FP16 page. Two sums a query, over even and odd dimensions, keep the multipliers busy.
+template <int kQueries>
+HWY_INLINE void Fp16Scores(const std::byte* page, int head_dim, const QueryTile& tile,
+                           float* const* scores) {
+  const DF df;
+  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
+    VF even[kQueries], odd[kQueries];
+    for (int i = 0; i < kQueries; ++i) even[i] = odd[i] = hn::Zero(df);
+    for (int dim = 0; dim < head_dim; dim += 2) {
+      const VF k0 = LoadHalf(page, dim * kTileTokens + lane);
+      const VF k1 = LoadHalf(page, (dim + 1) * kTileTokens + lane);
+      for (int i = 0; i < kQueries; ++i) {
+        even[i] = hn::MulAdd(hn::Set(df, tile.rotated[i][dim]), k0, even[i]);
+        odd[i] = hn::MulAdd(hn::Set(df, tile.rotated[i][dim + 1]), k1, odd[i]);
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      hn::StoreU(hn::Add(even[i], odd[i]), df, scores[i] + lane);
+    }
+  }
+}
+
+// A page's 16 weights p * scale as unsigned integers and what one of them is worth.
+struct PageWeights {
+  HWY_ALIGN uint8_t high[kTileTokens];
+  HWY_ALIGN uint8_t low[kTileTokens];  // 16-bit weights only: weight = 256 * high + low
+  float unit;
+  float sum;  // of the integers
+};
+
+// 8-bit weights, or 16-bit ones if kWide. False if all are zero.
+template <bool kWide>
+HWY_INLINE bool QuantizeWeights(const float* p, const std::byte* scales, PageWeights& weights) {
+  const DF df;
+  const hn::Rebind<uint8_t, DF> du8;
+  HWY_ALIGN float scaled[kTileTokens];
+  VF largest = hn::Zero(df);
+  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
+    const VF w = hn::Mul(hn::LoadU(df, p + lane), LoadHalf(scales, lane));
+    hn::Store(w, df, scaled + lane);
+    largest = hn::Max(largest, w);
+  }
+  const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
+  if (!(max > 1e-30f)) return false;
+  constexpr float kLargest = kWide ? 65535.0f : 255.0f;
+  const VF inverse = hn::Set(df, kLargest / max);
+  VI sum = hn::Zero(DI());
+  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
+    const VI w = hn::NearestInt(hn::Mul(hn::Load(df, scaled + lane), inverse));
+    sum = hn::Add(sum, w);
+    if constexpr (kWide) {
+      hn::StoreU(hn::DemoteTo(du8, hn::ShiftRight<8>(w)), du8, weights.high + lane);
+      hn::StoreU(hn::DemoteTo(du8, hn::And(w, hn::Set(DI(), 0xFF))), du8, weights.low + lane);
+    } else {
+      hn::StoreU(hn::DemoteTo(du8, w), du8, weights.high + lane);
+    }
+  }
+  weights.unit = max / kLargest;
+  weights.sum = static_cast<float>(hn::GetLane(hn::SumOfLanes(DI(), sum)));
+  return true;
+}
+
+// values[query][head_dim] += sum over tokens of p * value, for one page of kBits-bit values.
+template <int kBits, int kQueries, int kDim>
+HWY_INLINE void AddQuantizedValues(const std::byte* codes, const std::byte* scales, int head_dim,
+                                   const float* const* p, float* const* values) {
+  constexpr bool kWide = kBits == 8;
+  constexpr size_t kPlanes = QuantizedPageLayout::ValuePlanes(kBits);
+  // Signed codes of 8 bits are c - 128; smaller ones are small enough as they are.
+  constexpr int kMaxS = kBits == 8 ? 128 : (1 << kBits) - 1;
+  constexpr float kCentre = kBits == 8 ? -0.5f : 0.5f * ((1 << kBits) - 1);
+  const DF df;
+  PageWeights weights[kQueries];
+  bool any = false;
+  for (int i = 0; i < kQueries; ++i) {
+    if (QuantizeWeights<kWide>(p[i], scales, weights[i])) {
+      any = true;
+    } else {
+      std::memset(&weights[i], 0, sizeof(weights[i]));
+    }
+  }
+  if (!any) return;
+  const size_t d = kDim != 0 ? kDim : head_dim;
+  for (size_t block = 0; block < d; block += 16, codes += kPlanes * kRowBytes) {
+    for (size_t lane = 0; lane < 16; lane += hn::Lanes(df)) {
+      VI quads[4];  // of tokens
+      for (size_t plane = 0; plane < kPlanes; ++plane) {
+        const VI packed = LoadRow(codes + plane * kRowBytes, lane);
+        for (size_t part = 0; part < 4 / kPlanes; ++part) {
+          quads[part * kPlanes + plane] = Codes<kBits>(packed, static_cast<int>(part));
+        }
+      }
+      if constexpr (kBits == 8) {
+        for (VI& quad : quads) quad = hn::Xor(quad, hn::Set(DI(), static_cast<int>(0x80808080)));
+      }
+      for (int i = 0; i < kQueries; ++i) {
+        VI high = hn::Zero(DI()), low = hn::Zero(DI());
+        for (size_t quad = 0; quad < 4; ++quad) {
+          high = quad_dot::Add<255, kMaxS>(high, BroadcastQuad(weights[i].high, quad), quads[quad]);
+          if constexpr (kWide) {
+            low = quad_dot::Add<255, kMaxS>(low, BroadcastQuad(weights[i].low, quad), quads[quad]);
+          }
+        }
+        if constexpr (kWide) high = hn::Add(hn::ShiftLeft<8>(high), low);
+        const VF sum = hn::Sub(hn::ConvertTo(df, high), hn::Set(df, kCentre * weights[i].sum));
+        float* out = values[i] + block + lane;
+        hn::StoreU(hn::MulAdd(sum, hn::Set(df, weights[i].unit), hn::LoadU(df, out)), df, out);
+      }
+    }
+  }
+}
+
+template <int kQueries>
+HWY_INLINE void AddFp16Values(const std::byte* codes, int head_dim, const float* const* p,
+                              float* const* values) {
+  const DF df;
+  constexpr size_t kVectors = 4;
+  const size_t d = head_dim, lanes = hn::Lanes(df);
+  for (size_t dim = 0; dim < d; dim += kVectors * lanes) {
+    const size_t vectors = std::min(kVectors, (d - dim) / lanes);
+    VF sums[kQueries][kVectors];
+    for (int i = 0; i < kQueries; ++i) {
+      for (size_t j = 0; j < kVectors; ++j) {
+        sums[i][j] = j < vectors ? hn::LoadU(df, values[i] + dim + j * lanes) : hn::Zero(df);
+      }
+    }
+    for (size_t t = 0; t < kTileTokens; ++t) {
+      for (size_t j = 0; j < kVectors; ++j) {
+        if (j >= vectors) break;
+        const VF v = LoadHalf(codes, t * d + dim + j * lanes);
+        for (int i = 0; i < kQueries; ++i) {
+          sums[i][j] = hn::MulAdd(hn::Set(df, p[i][t]), v, sums[i][j]);
+        }
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      for (size_t j = 0; j < vectors; ++j) {
+        hn::StoreU(sums[i][j], df, values[i] + dim + j * lanes);
+      }
+    }
+  }
+}
+
+// q . mean, which a page's scores lack.
+HWY_INLINE float MeanScore(const float* q, const float* mean, int head_dim) {
+  const DF df;
+  VF sum = hn::Zero(df);
+  for (int dim = 0; dim < head_dim; dim += static_cast<int>(hn::Lanes(df))) {
+    sum = hn::MulAdd(hn::LoadU(df, q + dim), hn::LoadU(df, mean + dim), sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(df, sum));
+}
+
+// scores = scale * (scores + mean_score), kNoScore from `visible` on.
+HWY_INLINE void FinishScores(float* scores, float mean_score, float scale, int visible) {
+  const DF df;
+  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
+    const VF s = hn::Add(hn::LoadU(df, scores + lane), hn::Set(df, mean_score));
+    hn::StoreU(hn::Mul(s, hn::Set(df, scale)), df, scores + lane);
+  }
+  for (int t = std::max(visible, 0); t < kTileTokens; ++t) scores[t] = kNoScore;
+}
+
+// Turns scores into exp(score - max).
+HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, float* sum) {
+  const DF df;
+  VF largest = hn::Set(df, kNoScore);
+  for (size_t t = 0; t < n; t += hn::Lanes(df)) {
+    largest = hn::Max(largest, hn::LoadU(df, scores + t));
+  }
+  *max = hn::GetLane(hn::MaxOfLanes(df, largest));
+  const VF m = hn::Set(df, *max);
+  VF total = hn::Zero(df);
+  for (size_t t = 0; t < n; t += hn::Lanes(df)) {
+    const VF p = hn::Exp(df, hn::Sub(hn::LoadU(df, scores + t), m));
+    total = hn::Add(total, p);
+    hn::StoreU(p, df, scores + t);
+  }
+  *sum = hn::GetLane(hn::SumOfLanes(df, total));
+}
+
+// Calls fn with the page's key and value widths as template arguments.
+template <int kQueries, int kDim>
+HWY_INLINE void PageScores(const std::byte* page, Rung rung, int head_dim, const QueryTile& tile,
+                           float* const* scores) {
+  const QuantizedPageLayout layout(head_dim, KeyBits(rung), ValueBits(rung));
+  const std::byte* scales = page + layout.key_scales;
+  switch (KeyBits(rung)) {
+    case 2:
+      return QuantizedScores<2, kQueries, kDim>(page, scales, head_dim, tile, scores);
+    case 4:
+      return QuantizedScores<4, kQueries, kDim>(page, scales, head_dim, tile, scores);
+    case 8:
+      return QuantizedScores<8, kQueries, kDim>(page, scales, head_dim, tile, scores);
+    default:
+      return Fp16Scores<kQueries>(page + Fp16PageLayout::KeyOffset(head_dim), head_dim, tile,
+                                  scores);
+  }
+}
+
+template <int kQueries, int kDim>
+HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, const float* const* p,
+                              float* const* values) {
+  const QuantizedPageLayout layout(head_dim, KeyBits(rung), ValueBits(rung));
+  const std::byte* codes = page + layout.value_codes;
+  const std::byte* scales = page + layout.value_scales;
+  switch (ValueBits(rung)) {
+    case 2:
+      return AddQuantizedValues<2, kQueries, kDim>(codes, scales, head_dim, p, values);
+    case 4:
+      return AddQuantizedValues<4, kQueries, kDim>(codes, scales, head_dim, p, values);
+    case 8:
+      return AddQuantizedValues<8, kQueries, kDim>(codes, scales, head_dim, p, values);
+    default:
+      return AddFp16Values<kQueries>(page + Fp16PageLayout::ValueOffset(head_dim), head_dim, p,
+                                     values);
+  }
+}
+
+template <int kQueries, int kDim>
+void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials) {
+  HWY_ALIGN float scores[kQueries][kRangeTokens];
+  const int head_dim = kDim != 0 ? kDim : range.head_dim;
+  const size_t num_pages = range.pages.size();
+  float* page_scores[kQueries];
+  float mean_scores[kQueries] = {};
+  uint16_t mean_block = PageEntry::kNoMean;
+  int seen = range.tokens_before;
+  for (size_t j = 0; j < num_pages; ++j) {
+    const PageEntry& page = range.pages[j];
+    for (int i = 0; i < kQueries; ++i) page_scores[i] = scores[i] + j * kTileTokens;
+    PageScores<kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, page_scores);
+    if (page.mean_block != mean_block) {
+      mean_block = page.mean_block;
+      for (int i = 0; i < kQueries; ++i) {
+        mean_scores[i] = mean_block == PageEntry::kNoMean
+                             ? 0.0f
+                             : MeanScore(tile.rotated[i], range.mean(mean_block), head_dim);
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      FinishScores(page_scores[i], mean_scores[i], range.scale,
+                   std::min<int>(page.tokens, tile.visible[i] - seen));
+    }
+    seen += page.tokens;
+  }
+  float* values[kQueries];
+  for (int i = 0; i < kQueries; ++i) {
+    Exponentiate(scores[i], num_pages * kTileTokens, &partials[i].max, &partials[i].sum);
+    values[i] = partials[i].values;
+    std::memset(values[i], 0, head_dim * sizeof(float));
+  }
+  for (size_t j = 0; j < num_pages; ++j) {
+    const float* p[kQueries];
+    for (int i = 0; i < kQueries; ++i) p[i] = scores[i] + j * kTileTokens;
+    AddPageValues<kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, p, values);
+  }
+}
+
+template <int kDim>
+HWY_INLINE void AttendTileOfDim(const RangeView& range, const QueryTile& tile, Partial* partials) {
+  switch (tile.count) {
+    case 1:
+      return AttendTile<1, kDim>(range, tile, partials);
+    case 2:
+      return AttendTile<2, kDim>(range, tile, partials);
+    case 3:
+      return AttendTile<3, kDim>(range, tile, partials);
+    default:
+      return AttendTile<4, kDim>(range, tile, partials);
+  }
+}
+
+}  // namespace page_attention
+}  // namespace HWY_NAMESPACE
+}  // namespace whit
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_POP_ATTRIBUTES
+#endif
+HWY_AFTER_NAMESPACE();
+
+#endif  // WHIT_RUNTIME_OPS_PAGE_ATTENTION_INL_H_

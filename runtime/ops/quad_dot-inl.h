@@ -1,0 +1,97 @@
+// Integer dot products of four bytes by four bytes in every 32-bit lane, for each SIMD target.
+// Included once per target.
+#if defined(WHIT_RUNTIME_OPS_QUAD_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WHIT_RUNTIME_OPS_QUAD_DOT_INL_H_
+#undef WHIT_RUNTIME_OPS_QUAD_DOT_INL_H_
+#else
+#define WHIT_RUNTIME_OPS_QUAD_DOT_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_AVX3_DL  // Highway before 1.1 leaves VNNI out of this target
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+#endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace quad_dot {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A row of 64 bytes is 16, 8, 4 or 1 lanes of four bytes at a time.
+using DF = hn::CappedTag<float, 16>;
+using DI = hn::Rebind<int32_t, DF>;
+using VF = hn::Vec<DF>;
+using VI = hn::Vec<DI>;
+
+// Bytes 4 * quad .. 4 * quad + 3, in every lane.
+HWY_INLINE VI BroadcastQuad(const void* bytes, size_t quad) {
+  int32_t value;
+  std::memcpy(&value, static_cast<const char*>(bytes) + 4 * quad, sizeof(value));
+  return hn::Set(DI(), value);
+}
+
+// sum + u0 * s0 + … + u3 * s3 in each lane, u unsigned bytes of at most kMaxU, s signed ones of at most
+// kMaxS in magnitude. Exact; every target computes the same integers.
+#if HWY_TARGET == HWY_AVX3_DL
+
+template <int kMaxU, int kMaxS>
+HWY_INLINE VI Add(VI sum, VI u, VI s) {
+  return VI{_mm512_dpbusd_epi32(sum.raw, u.raw, s.raw)};
+}
+
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || \
+    HWY_TARGET == HWY_SSSE3
+
+// Products of neighbours, added into 16 bits, where they must fit; then neighbours again.
+HWY_INLINE VI MulPairsAdd(VI u, VI s) {
+#if HWY_TARGET == HWY_AVX3
+  return VI{_mm512_madd_epi16(_mm512_maddubs_epi16(u.raw, s.raw), _mm512_set1_epi16(1))};
+#elif HWY_TARGET == HWY_AVX2
+  return VI{_mm256_madd_epi16(_mm256_maddubs_epi16(u.raw, s.raw), _mm256_set1_epi16(1))};
+#else
+  return VI{_mm_madd_epi16(_mm_maddubs_epi16(u.raw, s.raw), _mm_set1_epi16(1))};
+#endif
+}
+
+template <int kMaxU, int kMaxS>
+HWY_INLINE VI Add(VI sum, VI u, VI s) {
+  if constexpr (2 * kMaxU * kMaxS <= 32767) {
+    return hn::Add(sum, MulPairsAdd(u, s));
+  } else {
+    const VI low = hn::Set(DI(), 0x7F7F7F7F);
+    const VI halves = hn::Add(MulPairsAdd(hn::And(u, low), s), MulPairsAdd(hn::AndNot(low, u), s));
+    return hn::Add(sum, halves);
+  }
+}
+
+#else
+
+// Any other target: byte by byte.
+template <int kByte>
+HWY_INLINE VI Product(VI u, VI s) {
+  return hn::Mul(hn::And(hn::ShiftRight<8 * kByte>(u), hn::Set(DI(), 0xFF)),
+                 hn::ShiftRight<24>(hn::ShiftLeft<24 - 8 * kByte>(s)));
+}
+
+template <int kMaxU, int kMaxS>
+HWY_INLINE VI Add(VI sum, VI u, VI s) {
+  return hn::Add(sum, hn::Add(hn::Add(Product<0>(u, s), Product<1>(u, s)),
+                              hn::Add(Product<2>(u, s), Product<3>(u, s))));
+}
+
+#endif
+
+}  // namespace quad_dot
+}  // namespace HWY_NAMESPACE
+}  // namespace whit
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_POP_ATTRIBUTES
+#endif
+HWY_AFTER_NAMESPACE();
+
+#endif  // WHIT_RUNTIME_OPS_QUAD_DOT_INL_H_
