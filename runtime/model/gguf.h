@@ -25,7 +25,8 @@ std::string_view TensorTypeName(TensorType type);
 int TensorBlockElements(TensorType type);
 size_t TensorBlockBytes(TensorType type);
 
-// A tensor of one or two dimensions, or more with all further ones 1. Points into the mapped file.
+// A tensor as a matrix: dimensions beyond the second are folded into the rows. Points into the mapped
+// file.
 struct GgufTensor {
   std::string_view name;
   TensorType type = TensorType::kF32;
