@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "kvpool/quantizer.h"
 #include "runtime/ops/elementwise.h"
 
 namespace whit {
@@ -11,6 +12,9 @@ namespace {
 
 // Rows that a thread claims at a time in loops over tokens.
 constexpr size_t kRowGrain = 4;
+
+// Fewer tokens than this are appended to their tables by one thread.
+constexpr int kFewTokens = 16;
 
 // Calls fn(slice, row) for each slice with the index of its first token's row.
 template <typename Fn>
@@ -40,19 +44,62 @@ Model::Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPo
     : config_(std::move(config)),
       weights_(std::move(weights)),
       pool_(pool),
+      attention_shape_({.num_heads = config_.num_heads,
+                        .num_kv_heads = config_.num_kv_heads,
+                        .head_dim = config_.head_dim,
+                        .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))}),
       activations_(kMaxForwardTokens,
-                   std::max({config_.hidden_size, config_.ffn_size, config_.query_size()})) {}
+                   std::max({config_.hidden_size, config_.ffn_size, config_.query_size()})),
+      queries_(attention_shape_, kMaxForwardTokens) {}
+
+PageTable Model::NewPageTable(PagePool& pool, const RecentRing& ring) const {
+  return PageTable(&pool,
+                   {.num_layers = config_.num_layers, .num_kv_heads = config_.num_kv_heads}, ring,
+                   key_means_.get());
+}
+
+void Model::SetKeyMeans(std::vector<float> means) {
+  key_means_ = std::make_unique<KeyMeans>(
+      KeyMeans::Shape{.num_layers = config_.num_layers,
+                      .num_kv_heads = config_.num_kv_heads,
+                      .head_dim = config_.head_dim,
+                      .inverse_frequencies = config_.rope_inverse_frequencies},
+      std::move(means));
+}
 
 absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
   num_tokens_ = 0;
   for (const ForwardSlice& slice : slices) num_tokens_ += static_cast<int>(slice.tokens.size());
+  CutIntoRounds(slices);
   Embed(slices);
   PrepareRope(slices);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    AttentionBlock(layer, slices);
+    AttentionBlock(layer);
     FeedForwardBlock(layer);
   }
   return ComputeLogits(slices);
+}
+
+void Model::CutIntoRounds(absl::Span<const ForwardSlice> slices) {
+  rounds_.clear();
+  int last_position = 0;
+  ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first_row) {
+    const int end = slice.first_position + static_cast<int>(slice.tokens.size());
+    last_position = std::max(last_position, end);
+    size_t round = 0;
+    for (int position = slice.first_position; position < end; ++round) {
+      // Where nothing is ever settled, a whole slice may be one piece.
+      const int cut = (position / kPrefillBlock + 1) * kPrefillBlock;
+      const int piece_end = slice.policy == nullptr ? end : std::min(end, cut);
+      if (rounds_.size() <= round) rounds_.emplace_back();
+      rounds_[round].push_back({.slice = &slice,
+                                .first_row = first_row + position - slice.first_position,
+                                .first_position = position,
+                                .num_tokens = piece_end - position});
+      position = piece_end;
+    }
+  });
+  if (key_means_ != nullptr) key_means_->Prepare(last_position);
 }
 
 void Model::Embed(absl::Span<const ForwardSlice> slices) {
@@ -86,9 +133,9 @@ void Model::PrepareRope(absl::Span<const ForwardSlice> slices) {
   });
 }
 
-void Model::AttentionBlock(int layer, absl::Span<const ForwardSlice> slices) {
+void Model::AttentionBlock(int layer) {
   const LayerWeights& w = weights_->layers[layer];
-  const size_t query = config_.query_size(), kv = config_.kv_size(), stride = query + 2 * kv;
+  const size_t query = config_.query_size(), kv = config_.kv_size(), stride = qkv_stride();
   Grow(qkv_, num_tokens_ * stride);
   Grow(attended_, num_tokens_ * query);
 
@@ -98,23 +145,8 @@ void Model::AttentionBlock(int layer, absl::Span<const ForwardSlice> slices) {
           {.weights = &w.key, .out = qkv_.data() + query, .stride = stride},
           {.weights = &w.value, .out = qkv_.data() + query + kv, .stride = stride}},
          pool_);
-  RotateAndAppend(layer, slices);
-
-  attention_slices_.clear();
-  ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
-    attention_slices_.push_back({.q = qkv_.data() + first * stride,
-                                 .q_stride = stride,
-                                 .out = attended_.data() + first * query,
-                                 .out_stride = query,
-                                 .num_tokens = static_cast<int>(slice.tokens.size()),
-                                 .first_position = slice.first_position,
-                                 .kv = slice.kv});
-  });
-  const AttentionShape shape = {.num_heads = config_.num_heads,
-                                .num_kv_heads = config_.num_kv_heads,
-                                .head_dim = config_.head_dim,
-                                .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
-  Attention(shape, layer, attention_slices_, pool_, attention_scratch_);
+  RotateRows();
+  for (const std::vector<Piece>& pieces : rounds_) AttendRound(layer, pieces);
 
   activations_.Reset(num_tokens_, query);
   activations_.SetFloats(attended_.data(), query);
@@ -131,26 +163,82 @@ void Model::AttentionBlock(int layer, absl::Span<const ForwardSlice> slices) {
          pool_);
 }
 
-void Model::RotateAndAppend(int layer, absl::Span<const ForwardSlice> slices) {
-  const size_t query = config_.query_size(), kv = config_.kv_size(), stride = query + 2 * kv;
+void Model::RotateRows() {
   const size_t dims = config_.rope_dims, head_dim = config_.head_dim;
-  const size_t rotated_heads = config_.num_heads + config_.num_kv_heads;
+  const size_t num_heads = config_.num_heads, num_kv_heads = config_.num_kv_heads;
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      for (size_t head = 0; head < rotated_heads; ++head) {  // keys follow the queries
-        RotatePairs(qkv_.data() + row * stride + head * head_dim, dims,
-                    cosines_.data() + row * dims, sines_.data() + row * dims);
+      float* heads = qkv_.data() + row * qkv_stride();
+      for (size_t head = 0; head < num_heads + num_kv_heads; ++head) {  // keys follow the queries
+        RotatePairs(heads + head * head_dim, dims, cosines_.data() + row * dims,
+                    sines_.data() + row * dims);
+      }
+      queries_.SetRow(row, heads);
+      for (size_t head = num_heads; head < num_heads + 2 * num_kv_heads; ++head) {
+        RotateHadamard(heads + head * head_dim, config_.head_dim);
       }
     }
   });
-  ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
-    pool_.ParallelFor(config_.num_kv_heads, 1, [&](size_t begin, size_t end, int) {
-      for (size_t head = begin; head < end; ++head) {
-        const float* keys = qkv_.data() + first * stride + query + head * head_dim;
-        slice.kv->Append(layer, static_cast<int>(head), static_cast<int>(slice.tokens.size()),
-                         {.keys = keys, .values = keys + kv, .stride = stride});
+}
+
+void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
+  Append(layer, pieces);
+  attention_slices_.clear();
+  for (const Piece& piece : pieces) {
+    attention_slices_.push_back(
+        {.first_row = piece.first_row,
+         .out = attended_.data() + piece.first_row * config_.query_size(),
+         .out_stride = static_cast<size_t>(config_.query_size()),
+         .num_tokens = piece.num_tokens,
+         .first_position = piece.first_position,
+         .kv = piece.slice->kv});
+  }
+  Attention(attention_shape_, layer, queries_, attention_slices_, pool_, attention_scratch_);
+  SettleLeaving(layer, pieces);
+}
+
+void Model::Append(int layer, absl::Span<const Piece> pieces) {
+  const size_t heads = config_.num_kv_heads, stride = qkv_stride();
+  int tokens = 0;
+  for (const Piece& piece : pieces) tokens += piece.num_tokens;
+  // A few tokens are appended sooner than a thread is woken.
+  const size_t grain = tokens < kFewTokens ? pieces.size() * heads : 1;
+  pool_.ParallelFor(pieces.size() * heads, grain, [&](size_t begin, size_t end, int) {
+    for (size_t i = begin; i < end; ++i) {
+      const Piece& piece = pieces[i / heads];
+      const size_t head = i % heads;
+      const float* keys = qkv_.data() + piece.first_row * stride + config_.query_size() +
+                          head * config_.head_dim;
+      piece.slice->kv->Append(
+          layer, static_cast<int>(head), piece.num_tokens,
+          {.keys = keys, .values = keys + config_.kv_size(), .stride = stride});
+    }
+  });
+}
+
+void Model::SettleLeaving(int layer, absl::Span<const Piece> pieces) {
+  // The heads of a sequence fill their rings alike.
+  std::vector<const ForwardSlice*> due;
+  PageTable::LeavingPage page;
+  for (const Piece& piece : pieces) {
+    if (piece.slice->policy != nullptr && piece.slice->kv->NextLeaving(layer, 0, &page)) {
+      due.push_back(piece.slice);
+    }
+  }
+  const size_t heads = config_.num_kv_heads;
+  pool_.ParallelFor(due.size() * heads, 1, [&](size_t begin, size_t end, int) {
+    for (size_t i = begin; i < end; ++i) {
+      const ForwardSlice& slice = *due[i / heads];
+      const int head = static_cast<int>(i % heads);
+      PageTable::LeavingPage page;
+      while (slice.kv->NextLeaving(layer, head, &page)) {
+        Rung rungs[kTileTokens];
+        const auto decided = absl::MakeSpan(rungs, page.tokens);
+        slice.policy->Decide(
+            {.layer = layer, .kv_head = head, .first_position = page.first_position}, decided);
+        slice.kv->Settle(layer, head, decided);
       }
-    });
+    }
   });
 }
 

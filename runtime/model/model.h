@@ -9,6 +9,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "controller/precision_policy.h"
+#include "kvpool/key_means.h"
 #include "kvpool/page_table.h"
 #include "runtime/model/gguf.h"
 #include "runtime/model/model_config.h"
@@ -21,9 +23,10 @@ namespace whit {
 
 // Consecutive tokens of one sequence, to be run through the model.
 struct ForwardSlice {
-  absl::Span<const int32_t> tokens;  // each in [0, vocab_size)
-  int first_position = 0;            // = tokens already in `kv`
-  PageTable* kv = nullptr;           // extended by tokens.size() already
+  absl::Span<const int32_t> tokens;         // each in [0, vocab_size)
+  int first_position = 0;                   // = tokens already in `kv`
+  PageTable* kv = nullptr;                  // its status() tells whether the pool had room
+  const PrecisionPolicy* policy = nullptr;  // for what leaves kv's ring; null if nothing does
   enum class Logits { kNone, kLast, kAll } logits = Logits::kLast;
 };
 
@@ -41,23 +44,48 @@ class Model {
 
   // Runs all slices in one pass and appends their keys and values to their tables. Returns the
   // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
-  // call. A row's logits do not depend, bitwise, on the other slices or on how its prompt was cut
-  // into slices. At most kMaxForwardTokens tokens in all, at least one.
+  // call. A row's logits do not depend, bitwise, on the other slices; nor on how its prompt was cut
+  // into slices, if the cuts are multiples of kPrefillBlock. At most kMaxForwardTokens tokens in all,
+  // at least one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
   static constexpr int kMaxForwardTokens = 512;
+  // A long slice is attended in blocks that end at multiples of this position. Tokens leave the ring
+  // between blocks, so those of one block see each other exactly.
+  static constexpr int kPrefillBlock = 128;
+
+  // An empty table for a new sequence.
+  PageTable NewPageTable(PagePool& pool, const RecentRing& ring) const;
+  // Keys are quantized relative to these means, [layer][KV head][head_dim] before RoPE; before the
+  // first table is made.
+  void SetKeyMeans(std::vector<float> means);
 
  private:
   Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPool& pool);
 
+  // The part of a slice that is attended at once.
+  struct Piece {
+    const ForwardSlice* slice;
+    size_t first_row;
+    int first_position;
+    int num_tokens;
+  };
+
+  // rounds_[r] = the r-th piece of every slice that has as many.
+  void CutIntoRounds(absl::Span<const ForwardSlice> slices);
   void Embed(absl::Span<const ForwardSlice> slices);
   // Cosines and sines of each token's position, in RotatePairs' layout.
   void PrepareRope(absl::Span<const ForwardSlice> slices);
-  void AttentionBlock(int layer, absl::Span<const ForwardSlice> slices);
-  // Rotates queries and keys, and appends keys and values to the tables.
-  void RotateAndAppend(int layer, absl::Span<const ForwardSlice> slices);
+  void AttentionBlock(int layer);
+  // Applies RoPE to queries and keys, and rotates them and the values as pages are.
+  void RotateRows();
+  void AttendRound(int layer, absl::Span<const Piece> pieces);
+  void Append(int layer, absl::Span<const Piece> pieces);
+  void SettleLeaving(int layer, absl::Span<const Piece> pieces);
   void FeedForwardBlock(int layer);
   absl::Span<const float> ComputeLogits(absl::Span<const ForwardSlice> slices);
+
+  size_t qkv_stride() const { return config_.query_size() + size_t{2} * config_.kv_size(); }
 
   // activations_ = quantized rows of RmsNorm(hidden_ row, weight), one for each entry of `rows`, or
   // for every row if it is empty.
@@ -66,6 +94,8 @@ class Model {
   const ModelConfig config_;
   const std::unique_ptr<ModelWeights> weights_;
   ThreadPool& pool_;
+  const AttentionShape attention_shape_;
+  std::unique_ptr<KeyMeans> key_means_;  // null: keys are quantized as they are
 
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
@@ -78,6 +108,8 @@ class Model {
   std::vector<float> sines_;     // [rope_dims]
   std::vector<float> logits_;    // [row][vocab_size]
   Activations activations_;
+  AttentionQueries queries_;
+  std::vector<std::vector<Piece>> rounds_;
   AttentionScratch attention_scratch_;
   std::vector<AttentionSlice> attention_slices_;
 };
