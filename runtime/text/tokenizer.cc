@@ -17,6 +17,9 @@
 namespace whit {
 namespace {
 
+constexpr std::string_view kModelKey = "tokenizer.ggml.model";
+constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
+
 absl::string_view Absl(std::string_view s) { return {s.data(), s.size()}; }
 
 absl::StatusOr<std::string_view> GetStringOr(const GgufFile& file, std::string_view key,
@@ -26,7 +29,7 @@ absl::StatusOr<std::string_view> GetStringOr(const GgufFile& file, std::string_v
 }
 
 absl::StatusOr<BytePairEncoder> ReadMerges(const GgufFile& file, const Vocabulary::Index& index) {
-  const auto merges = file.GetStringArray("tokenizer.ggml.merges");
+  const auto merges = file.GetStringArray(kMergesKey);
   if (!merges.ok()) return merges.status();
   BytePairEncoder encoder;
   for (int byte = 0; byte < 256; ++byte) {
@@ -94,7 +97,10 @@ Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const GgufFile& file) {
-  const auto model = file.GetString("tokenizer.ggml.model");
+  for (std::string_view key : {kModelKey, kMergesKey}) {
+    if (!file.Has(key)) return absl::InvalidArgumentError(absl::StrCat(Absl(key), " is missing"));
+  }
+  const auto model = file.GetString(kModelKey);
   if (!model.ok()) return model.status();
   if (*model != "gpt2") {
     return absl::UnimplementedError(

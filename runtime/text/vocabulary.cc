@@ -70,6 +70,9 @@ int32_t FindToken(const Vocabulary::Index& index, std::string_view spelling) {
 
 absl::StatusOr<Vocabulary> Vocabulary::Read(const GgufFile& file, Index& index) {
   constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
+  if (!file.Has(kTokensKey)) {
+    return absl::InvalidArgumentError(absl::StrCat(Absl(kTokensKey), " is missing"));
+  }
   const auto spellings = file.GetStringArray(kTokensKey);
   if (!spellings.ok()) return spellings.status();
   if (spellings->empty() || spellings->size() > INT32_MAX) {
