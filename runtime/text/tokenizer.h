@@ -42,6 +42,7 @@ class Tokenizer {
   // Prepended to every prompt if the model asks for it; otherwise nothing is.
   bool add_bos() const;
   int32_t bos_id() const;  // -1 if none
+  int32_t eos_id() const;  // -1 if none
   // Tokens that end a generation: eos, eot, eom and the like. Sorted.
   absl::Span<const int32_t> end_of_generation_ids() const;
   bool IsEndOfGeneration(int32_t id) const;
