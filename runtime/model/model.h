@@ -27,6 +27,8 @@ struct ForwardSlice {
   int first_position = 0;                   // = tokens already in `kv`
   PageTable* kv = nullptr;                  // its status() tells whether the pool had room
   const PrecisionPolicy* policy = nullptr;  // for what leaves kv's ring; null if nothing does
+  // 8 for speed over many tokens, 16 for decoding.
+  ActivationBits activation_bits = ActivationBits::k8;
   enum class Logits { kNone, kLast, kAll } logits = Logits::kLast;
 };
 
@@ -99,6 +101,7 @@ class Model {
 
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
+  std::vector<ActivationBits> activation_bits_;  // of each token
   std::vector<float> hidden_;    // [hidden_size]: the residual stream
   std::vector<float> normed_;    // [hidden_size]
   std::vector<float> qkv_;       // [query_size + 2 * kv_size]

@@ -51,14 +51,14 @@ struct GroupDot {
     if constexpr (kU4) {
       const __m512i low = _mm512_set1_epi8(0xF);
       for (size_t i = 0; i < 4; ++i) {
-        const __m512i pair = _mm512_load_si512(bytes + 64 * i);
+        const __m512i pair = _mm512_loadu_si512(bytes + 64 * i);
         codes[i] = _mm512_and_si512(pair, low);
         codes[i + 4] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
       }
     } else {
       const __m512i bias = _mm512_set1_epi8(static_cast<char>(0x80));
       for (size_t i = 0; i < 8; ++i) {
-        codes[i] = _mm512_xor_si512(_mm512_load_si512(bytes + 64 * i), bias);
+        codes[i] = _mm512_xor_si512(_mm512_loadu_si512(bytes + 64 * i), bias);
       }
     }
   }
@@ -98,13 +98,13 @@ struct GroupDot256 {
     if constexpr (kU4) {
       const __m256i low = _mm256_set1_epi8(0xF);
       for (size_t i = 0; i < 4; ++i) {
-        const __m256i pair = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes + 64 * i));
+        const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 64 * i));
         codes[i] = _mm256_and_si256(pair, low);
         codes[i + 4] = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
       }
     } else {
       for (size_t i = 0; i < 8; ++i) {
-        codes[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes + 64 * i));
+        codes[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 64 * i));
       }
     }
   }

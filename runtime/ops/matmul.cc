@@ -30,11 +30,20 @@ HWY_INLINE VF LoadScales(const std::byte* scales, size_t index, bool f32) {
                        hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(scales) + index));
 }
 
-// acc[row][16] += the products of one panel's group with kRows rows of activations. The weights are
-// unpacked once per call of the outer loop over vectors and serve all rows.
-template <WeightFormat kFormat>
-HWY_INLINE void MultiplyGroup(const std::byte* group, const int8_t* codes, const float* scales,
-                              const float* sums, size_t rows, float* HWY_RESTRICT acc) {
+// A panel's group against rows of activations that have the same number of bits.
+struct GroupActivations {
+  const int8_t* codes;
+  const int8_t* low_codes;  // 16 bits only
+  const float* scales;
+  const float* sums;
+  size_t rows;
+};
+
+// acc[row][16] += the products of one panel's group with rows of activations. The weights are unpacked
+// once per call of the outer loop over vectors and serve all rows.
+template <WeightFormat kFormat, ActivationBits kBits>
+HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
+                              float* HWY_RESTRICT acc) {
   constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
   constexpr bool kU4 = HasU4Codes(kFormat);
   const DF df;
@@ -49,18 +58,24 @@ HWY_INLINE void MultiplyGroup(const std::byte* group, const int8_t* codes, const
     } else if constexpr (kU4) {
       m = hn::Mul(d, hn::Set(df, -8.0f));
     }
-    for (size_t row = 0; row < rows; ++row) {
-      const int8_t* a = codes + row * kGroupColumns;
+    for (size_t row = 0; row < a.rows; ++row) {
+      // The quads [kBegin, kEnd) of the group: an exact integer, rounded once if it has 16 bits.
+      const auto columns = [&]<size_t kBegin, size_t kEnd>() {
+        const VF high = dot.template Columns<kBegin, kEnd>(a.codes + row * kGroupColumns);
+        if constexpr (kBits == ActivationBits::k8) return high;
+        return hn::MulAdd(high, hn::Set(df, 128.0f),
+                          dot.template Columns<kBegin, kEnd>(a.low_codes + row * kGroupColumns));
+      };
       float* out = acc + row * kPanelRows + lane;
       VF sum = hn::Load(df, out);
-      const VF scale = hn::Set(df, scales[row]);
+      const VF scale = hn::Set(df, a.scales[row]);
       if constexpr (kLayout.scale_sets == 2) {
-        sum = hn::MulAdd(dot.template Columns<0, 4>(a), hn::Mul(d, scale), sum);
-        sum = hn::MulAdd(dot.template Columns<4, 8>(a), hn::Mul(d2, scale), sum);
+        sum = hn::MulAdd(columns.template operator()<0, 4>(), hn::Mul(d, scale), sum);
+        sum = hn::MulAdd(columns.template operator()<4, 8>(), hn::Mul(d2, scale), sum);
       } else {
-        sum = hn::MulAdd(dot.template Columns<0, 8>(a), hn::Mul(d, scale), sum);
+        sum = hn::MulAdd(columns.template operator()<0, 8>(), hn::Mul(d, scale), sum);
       }
-      if constexpr (kLayout.minimums || kU4) sum = hn::MulAdd(m, hn::Set(df, sums[row]), sum);
+      if constexpr (kLayout.minimums || kU4) sum = hn::MulAdd(m, hn::Set(df, a.sums[row]), sum);
       hn::Store(sum, df, out);
     }
   }
@@ -70,10 +85,23 @@ template <WeightFormat kFormat>
 void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
                             size_t rows, float* acc) {
   const size_t group_bytes = GroupLayout::Of(kFormat).bytes;
-  const std::byte* group = w.group(panel, 0);
-  for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
-    MultiplyGroup<kFormat>(group, a.codes(g) + row0 * kGroupColumns, a.scales(g) + row0,
-                           a.sums(g) + row0, rows, acc);
+  for (size_t row = row0, end; row < row0 + rows; row = end) {
+    const ActivationBits bits = a.bits(row);
+    for (end = row + 1; end < row0 + rows && a.bits(end) == bits;) ++end;
+    const std::byte* group = w.group(panel, 0);
+    for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
+      const GroupActivations part = {.codes = a.codes(g) + row * kGroupColumns,
+                                     .low_codes = a.low_codes(g) + row * kGroupColumns,
+                                     .scales = a.scales(g) + row,
+                                     .sums = a.sums(g) + row,
+                                     .rows = end - row};
+      float* out = acc + (row - row0) * kPanelRows;
+      if (bits == ActivationBits::k8) {
+        MultiplyGroup<kFormat, ActivationBits::k8>(group, part, out);
+      } else {
+        MultiplyGroup<kFormat, ActivationBits::k16>(group, part, out);
+      }
+    }
   }
 }
 
@@ -148,9 +176,9 @@ void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t beg
   }
 }
 
-// One group of 32 floats to int8. `x` has 32 floats.
-void QuantizeGroup(const float* HWY_RESTRICT x, int8_t* HWY_RESTRICT codes, float* scale,
-                   float* sum) {
+// One group of 32 floats to codes of 8 bits, or of 15 (7 below the high byte).
+void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits, int8_t* HWY_RESTRICT codes,
+                   int8_t* HWY_RESTRICT low_codes, float* scale, float* sum) {
   const DF df;
   const hn::Rebind<int32_t, DF> di;
   const hn::Rebind<int8_t, DF> d8;
@@ -159,14 +187,21 @@ void QuantizeGroup(const float* HWY_RESTRICT x, int8_t* HWY_RESTRICT codes, floa
     largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
   }
   const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const VF inverse = hn::Set(df, max > 0 ? 127.0f / max : 0.0f);
+  const float largest_code = bits == ActivationBits::k8 ? 127.0f : 127.0f * 128.0f;
+  const VF inverse = hn::Set(df, max > 0 ? largest_code / max : 0.0f);
   auto total = hn::Zero(di);
   for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
     const auto code = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
     total = hn::Add(total, code);
-    hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
+    if (bits == ActivationBits::k8) {
+      hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
+      continue;
+    }
+    const auto high = hn::ShiftRight<7>(hn::Add(code, hn::Set(di, 64)));
+    hn::StoreU(hn::DemoteTo(d8, high), d8, codes + i);
+    hn::StoreU(hn::DemoteTo(d8, hn::Sub(code, hn::ShiftLeft<7>(high))), d8, low_codes + i);
   }
-  *scale = max / 127.0f;
+  *scale = max / largest_code;
   *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
 }
 
@@ -192,7 +227,9 @@ constexpr size_t kChunksPerThread = 4;
 
 Activations::Activations(size_t max_rows, size_t max_columns) {
   const size_t groups = (max_columns + kGroupColumns - 1) / kGroupColumns;
+  bits_.resize(max_rows);
   codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
+  low_codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
   scales_ = hwy::AllocateAligned<float>(max_rows * groups);
   sums_ = hwy::AllocateAligned<float>(max_rows * groups);
 }
@@ -203,10 +240,11 @@ void Activations::Reset(size_t rows, size_t columns) {
   floats_ = nullptr;
 }
 
-void Activations::SetRow(size_t row, const float* x) {
+void Activations::SetRow(size_t row, const float* x, ActivationBits bits) {
+  bits_[row] = bits;
   for (size_t g = 0; g < groups(); ++g) {
     const size_t index = g * rows_ + row;
-    int8_t* codes = codes_.get() + index * kGroupColumns;
+    const size_t offset = index * kGroupColumns;
     const size_t count = std::min(kGroupColumns, columns_ - g * kGroupColumns);
     const float* group = x + g * kGroupColumns;
     float padded[kGroupColumns] = {};
@@ -214,7 +252,8 @@ void Activations::SetRow(size_t row, const float* x) {
       std::copy_n(group, count, padded);
       group = padded;
     }
-    HWY_DYNAMIC_DISPATCH(QuantizeGroup)(group, codes, &scales_[index], &sums_[index]);
+    HWY_DYNAMIC_DISPATCH(QuantizeGroup)
+    (group, bits, codes_.get() + offset, low_codes_.get() + offset, &scales_[index], &sums_[index]);
   }
 }
 
@@ -250,11 +289,11 @@ double MatMulReference(const Activations& activations, size_t row, const PackedM
   double sum = 0;
   for (size_t c = 0; c < weights.columns; ++c) {
     const size_t g = c / kGroupColumns;
-    const double x = IsQuantized(weights.format)
-                         ? double{activations.scales(g)[row]} *
-                               activations.codes(g)[row * kGroupColumns + c % kGroupColumns]
-                         : double{activations.float_row(row)[c]};
-    sum += x * w[c];
+    const size_t i = row * kGroupColumns + c % kGroupColumns;
+    double x = activations.codes(g)[i];
+    if (activations.bits(row) == ActivationBits::k16) x = 128 * x + activations.low_codes(g)[i];
+    x *= activations.scales(g)[row];
+    sum += (IsQuantized(weights.format) ? x : double{activations.float_row(row)[c]}) * w[c];
   }
   return sum;
 }

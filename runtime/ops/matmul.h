@@ -1,10 +1,11 @@
-// Matrix multiplication of activations with packed weights: int8 activations against 4- and 8-bit
-// weights, f32 against float weights.
+// Matrix multiplication of activations with packed weights: 8- or 16-bit integer activations against
+// 4- and 8-bit weights, f32 against float weights.
 #ifndef WHIT_RUNTIME_OPS_MATMUL_H_
 #define WHIT_RUNTIME_OPS_MATMUL_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "hwy/aligned_allocator.h"
@@ -13,11 +14,16 @@
 
 namespace whit {
 
-// Rows of activations, quantized: each group of 32 columns of a row has its own scale = max|x| /
-// 127. Groups are the outer dimension, as the kernels walk them:
-//   codes  [group][row][32]
-//   scales [group][row]     x = scale * code
-//   sums   [group][row]     scale * sum of the group's codes, which a weight's minimum multiplies
+// 8-bit activations double the arithmetic rate and suit prompts; 16-bit ones remove the noise of
+// rounding activations, and suit decoding, which waits for weights anyway.
+enum class ActivationBits : uint8_t { k8, k16 };
+
+// Rows of activations, quantized: each group of 32 columns of a row has its own scale, max|x| over the
+// largest code. Groups are the outer dimension, as the kernels walk them:
+//   codes     [group][row][32]  an 8-bit row's codes, or the high bytes of a 16-bit row's
+//   low_codes [group][row][32]  16-bit rows: code = 128 * high + low
+//   scales    [group][row]      x = scale * code
+//   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum multiplies
 // Float weights read `floats` instead, the caller's unquantized rows.
 class Activations {
  public:
@@ -27,7 +33,7 @@ class Activations {
   void Reset(size_t rows, size_t columns);
   // Quantizes one row from `x` (columns floats; not a multiple of 32: padded with zeros). Rows may
   // be set by different threads.
-  void SetRow(size_t row, const float* x);
+  void SetRow(size_t row, const float* x, ActivationBits bits);
   // For float weights: where the rows themselves lie, `stride` floats apart.
   void SetFloats(const float* floats, size_t stride) {
     floats_ = floats;
@@ -37,7 +43,11 @@ class Activations {
   size_t rows() const { return rows_; }
   size_t columns() const { return columns_; }
   size_t groups() const { return (columns_ + kGroupColumns - 1) / kGroupColumns; }
+  ActivationBits bits(size_t row) const { return bits_[row]; }
   const int8_t* codes(size_t group) const { return codes_.get() + group * rows_ * kGroupColumns; }
+  const int8_t* low_codes(size_t group) const {
+    return low_codes_.get() + group * rows_ * kGroupColumns;
+  }
   const float* scales(size_t group) const { return scales_.get() + group * rows_; }
   const float* sums(size_t group) const { return sums_.get() + group * rows_; }
   const float* float_row(size_t row) const { return floats_ + row * float_stride_; }
@@ -45,7 +55,9 @@ class Activations {
  private:
   size_t rows_ = 0;
   size_t columns_ = 0;
+  std::vector<ActivationBits> bits_;  // of each row
   hwy::AlignedFreeUniquePtr<int8_t[]> codes_;
+  hwy::AlignedFreeUniquePtr<int8_t[]> low_codes_;
   hwy::AlignedFreeUniquePtr<float[]> scales_;
   hwy::AlignedFreeUniquePtr<float[]> sums_;
   const float* floats_ = nullptr;

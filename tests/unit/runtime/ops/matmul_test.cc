@@ -72,7 +72,13 @@ struct RandomActivations {
     for (size_t c = 0; c < columns && c < 8; ++c) floats[c] = c % 2 == 0 ? 1e4f : -1e4f;
     activations.Reset(rows, columns);
     activations.SetFloats(floats.data(), columns);
-    for (size_t row = 0; row < rows; ++row) activations.SetRow(row, floats.data() + row * columns);
+    for (size_t row = 0; row < rows; ++row) {
+      activations.SetRow(row, floats.data() + row * columns, Bits(row));
+    }
+  }
+  // Rows of both kinds, in runs of three.
+  static ActivationBits Bits(size_t row) {
+    return row / 3 % 2 == 0 ? ActivationBits::k8 : ActivationBits::k16;
   }
   std::vector<float> floats;
   Activations activations;
@@ -134,7 +140,7 @@ TEST(MatMulTest, ARowIsBitwiseTheSameInAnyBatchAndOnAnyNumberOfThreads) {
     for (size_t row : {0, 1, 64, 127, 128, 130}) {
       RandomActivations alone(1, 160, rng);
       alone.activations.SetFloats(batch.floats.data() + row * 160, 160);
-      alone.activations.SetRow(0, batch.floats.data() + row * 160);
+      alone.activations.SetRow(0, batch.floats.data() + row * 160, RandomActivations::Bits(row));
       std::vector<float> out(200);
       MatMul(alone.activations, {{.weights = &w.matrix, .out = out.data(), .stride = 200}}, one);
       EXPECT_EQ(std::memcmp(out.data(), together.data() + row * 200, 200 * sizeof(float)), 0)
@@ -168,14 +174,19 @@ TEST(ActivationsTest, CodesAreTheNearestIntegersOnEveryTarget) {
   ForEachSimdTarget([] {
     std::vector<float> x(70);
     for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i)) * 3.0f;
-    Activations a(2, 70);
-    a.Reset(2, 70);
-    a.SetRow(0, x.data());
-    a.SetRow(1, std::vector<float>(70, 0.0f).data());
+    Activations a(3, 70);
+    a.Reset(3, 70);
+    a.SetRow(0, x.data(), ActivationBits::k8);
+    a.SetRow(1, std::vector<float>(70, 0.0f).data(), ActivationBits::k8);
+    a.SetRow(2, x.data(), ActivationBits::k16);
     for (size_t c = 0; c < 70; ++c) {
-      const float scale = a.scales(c / 32)[0];
-      EXPECT_NEAR(scale * a.codes(c / 32)[c % 32], x[c], 0.5001f * scale) << c;
-      EXPECT_EQ(a.codes(c / 32)[32 + c % 32], 0);
+      const float* scales = a.scales(c / 32);
+      const int8_t* codes = a.codes(c / 32) + c % 32;
+      EXPECT_NEAR(scales[0] * codes[0], x[c], 0.5001f * scales[0]) << c;
+      EXPECT_EQ(codes[32], 0);
+      const int wide = 128 * codes[64] + a.low_codes(c / 32)[64 + c % 32];
+      EXPECT_NEAR(scales[2] * wide, x[c], 0.5001f * scales[2]) << c;
+      EXPECT_NEAR(scales[2], scales[0] / 128, 1e-6f * scales[0]);
     }
     EXPECT_EQ(a.scales(0)[1], 0.0f);
     float sum = 0;
