@@ -26,8 +26,8 @@ class StaticPolicy final : public PrecisionPolicy {
   const Rung rung_;
 };
 
-// Draws by hashing (layer, KV head, position), so that the same token of the same request always gets
-// the same rung.
+// Draws by hashing (layer, KV head, position), so that the same token of the same request always
+// gets the same rung.
 class RandomPolicy final : public PrecisionPolicy {
  public:
   explicit RandomPolicy(const std::array<double, kNumRungs>& mix) {
@@ -119,9 +119,9 @@ absl::StatusOr<PrecisionPolicySpec> ParsePrecisionPolicy(std::string_view name) 
 
 RecentRing RingOf(const PrecisionPolicySpec& spec) {
   if (spec.kind == PrecisionPolicySpec::Kind::kFp16) {
-    return {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited};
+    return {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited, .sink_rung = Rung::kFp16};
   }
-  return {.rung = Rung::kK8V8, .tokens = 32};
+  return {.rung = Rung::kK8V8, .tokens = 32, .sink_rung = Rung::kFp16};
 }
 
 std::unique_ptr<const PrecisionPolicy> MakePrecisionPolicy(const PrecisionPolicySpec& spec) {

@@ -1,7 +1,8 @@
-// controller: decides how many bits a token's keys and values deserve. It knows rungs (kvpool/), not
-// models, sequences or servers.
+// controller: decides how many bits a token's keys and values deserve. It knows rungs (kvpool/),
+// not models, sequences or servers.
 //
-// This file: the name of a policy, as given by --kv-policy or by a request, and the decision itself.
+// This file: the name of a policy, as given by --kv-policy or by a request, and the decision
+// itself.
 #ifndef WHIT_CONTROLLER_PRECISION_POLICY_H_
 #define WHIT_CONTROLLER_PRECISION_POLICY_H_
 
@@ -26,7 +27,7 @@ struct PrecisionPolicySpec {
     kRandom,  // "random:K2V2=1,K4V4=3": each token by itself, in these proportions; a baseline
   };
   Kind kind = Kind::kFp16;
-  Rung rung = Rung::kFp16;                // kStatic
+  Rung rung = Rung::kFp16;                 // kStatic
   std::array<double, kNumRungs> mix = {};  // kRandom; not negative, not all zero
 
   std::string ToString() const;

@@ -17,13 +17,14 @@ void KeyMeans::Prepare(int num_positions) {
   while (blocks_.size() < needed) {
     // The average of e^(i p f) over the block is the middle position's, shortened by the Dirichlet
     // kernel sin(n f / 2) / (n sin(f / 2)).
-    const double middle = static_cast<double>(blocks_.size()) * kBlockPositions +
-                          (kBlockPositions - 1) / 2.0;
+    const double middle =
+        static_cast<double>(blocks_.size()) * kBlockPositions + (kBlockPositions - 1) / 2.0;
     for (size_t i = 0; i < pairs; ++i) {
       const double f = shape_.inverse_frequencies[i];
       const double half = std::sin(f / 2);
-      const double shrink =
-          std::abs(half) < 1e-12 ? 1.0 : std::sin(kBlockPositions * f / 2) / (kBlockPositions * half);
+      const double shrink = std::abs(half) < 1e-12
+                                ? 1.0
+                                : std::sin(kBlockPositions * f / 2) / (kBlockPositions * half);
       cosines[i] = shrink * std::cos(middle * f);
       sines[i] = shrink * std::sin(middle * f);
     }

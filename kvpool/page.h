@@ -13,8 +13,8 @@ namespace whit {
 // address 256 GiB.
 inline constexpr size_t kPageUnitBytes = 64;
 
-// Every page holds keys and values rotated by RotateHadamard (quantizer.h). Slots past a page's tokens
-// are zero; so are their scales.
+// Every page holds keys and values rotated by RotateHadamard (quantizer.h). Slots past a page's
+// tokens are zero; so are their scales.
 //
 // FP16, head_dim d, all IEEE binary16:
 //   keys    [d][16 tokens]   a dimension's 16 tokens lie side by side, so that scores of 16 tokens
@@ -45,7 +45,9 @@ struct QuantizedPageLayout {
         key_scales(value_codes + size_t{2} * head_dim * value_bits),
         value_scales(key_scales + kTileTokens * sizeof(uint16_t)) {}
 
-  static constexpr size_t KeyRows(int head_dim, int bits) { return size_t{1} * head_dim * bits / 32; }
+  static constexpr size_t KeyRows(int head_dim, int bits) {
+    return size_t{1} * head_dim * bits / 32;
+  }
   static constexpr size_t ValuePlanes(int bits) { return bits / 2; }
 
   size_t value_codes, key_scales, value_scales;  // byte offsets; key codes are at 0

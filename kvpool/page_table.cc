@@ -53,7 +53,8 @@ void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
                                list.pages.back().tokens < kTileTokens;
     if (!ring_has_room) {
       PageEntry page;
-      if (!NewPage(ring_.rung, list.tokens, &page)) return;
+      const Rung rung = list.pages.empty() ? ring_.sink_rung : ring_.rung;
+      if (!NewPage(rung, list.tokens, &page)) return;
       list.pages.push_back(page);
     }
     PageEntry& page = list.pages.back();
@@ -76,9 +77,9 @@ bool PageTable::NextLeaving(int layer, int kv_head, LeavingPage* page) const {
 void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
   List& list = this->list(layer, kv_head);
   const PageEntry leaving = list.pages[list.settled];
-  const bool sink = ring_.keep_sink && list.settled_tokens == 0;
-  const bool stays = std::all_of(rungs.begin(), rungs.end(),
-                                 [&](Rung rung) { return rung == leaving.rung; });
+  const bool sink = list.settled_tokens == 0;
+  const bool stays =
+      std::all_of(rungs.begin(), rungs.end(), [&](Rung rung) { return rung == leaving.rung; });
   if (sink || stays) {
     ++list.settled;
   } else {

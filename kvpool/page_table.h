@@ -20,29 +20,30 @@ namespace whit {
 struct RecentRing {
   // The newest tokens stay at this rung. At FP16 with an unlimited ring nothing is ever quantized.
   Rung rung = Rung::kFp16;
-  // Tokens behind the newest that are not yet decided. A page leaves the ring when all its tokens are
-  // older, so the ring holds up to a page more.
+  // Tokens behind the newest that are not yet decided. A page leaves the ring when all its tokens
+  // are older, so the ring holds up to a page more.
   int tokens = 0;
-  // The first page (the sink, which attention always returns to) stays at the ring's rung.
-  bool keep_sink = true;
+  // The first page is at this rung from the start and stays there: it has the sink, which attention
+  // always returns to, and whose rounding to 8 bits alone costs more than that of all other tokens.
+  Rung sink_rung = Rung::kFp16;
 
   static constexpr int kUnlimited = 1 << 30;
 };
 
-// Append-only. Every (layer, KV head) has its own list: settled pages, then the ring's. Attention does
-// not depend on the order of keys, so settled pages of one rung fill up with whatever tokens were given
-// that rung. Pages are released with the table.
+// Append-only. Every (layer, KV head) has its own list: settled pages, then the ring's. Attention
+// does not depend on the order of keys, so settled pages of one rung fill up with whatever tokens
+// were given that rung. Pages are released with the table.
 //
-// Threads: calls for *different* (layer, head) pairs may run on different threads at once; what has no
-// such parameters excludes everything else.
+// Threads: calls for *different* (layer, head) pairs may run on different threads at once; what has
+// no such parameters excludes everything else.
 class PageTable {
  public:
   struct Shape {
     int num_layers = 0;
     int num_kv_heads = 0;
   };
-  // `pool` outlives the table, and so does `means`, which may be null: keys are then quantized as they
-  // are. Positions that are appended must be prepared in `means`.
+  // `pool` outlives the table, and so does `means`, which may be null: keys are then quantized as
+  // they are. Positions that are appended must be prepared in `means`.
   PageTable(PagePool* pool, const Shape& shape, const RecentRing& ring, const KeyMeans* means);
   ~PageTable();
   PageTable(PageTable&&) noexcept = default;
@@ -69,8 +70,8 @@ class PageTable {
   // Decodes the list's tokens in the order of its pages: [tokens][head_dim] each.
   void Read(int layer, int kv_head, std::vector<float>* keys, std::vector<float>* values) const;
 
-  // RESOURCE_EXHAUSTED once the pool had no page to give; what should have gone there is lost, and so is
-  // the sequence. Admission's reservations keep it from happening.
+  // RESOURCE_EXHAUSTED once the pool had no page to give; what should have gone there is lost, and
+  // so is the sequence. Admission's reservations keep it from happening.
   const absl::Status& status() const { return status_; }
 
   // Appended to every (layer, head); lags while a forward pass is under way.

@@ -20,8 +20,8 @@ namespace quantizer_internal {
 // The largest head_dim that stack buffers here hold.
 constexpr int kMaxHeadDim = 512;
 
-// Steps tried at 4 bits, relative to max|x| / 8, and at 2 bits, relative to the root mean square. More
-// of them gain less than 1 % of the squared error on Gaussian data.
+// Steps tried at 4 bits, relative to max|x| / 8, and at 2 bits, relative to the root mean square.
+// More of them gain less than 1 % of the squared error on Gaussian data.
 constexpr float kSteps4[] = {0.75f, 0.82f, 0.89f, 0.96f, 1.03f, 1.10f};
 constexpr float kSteps2[] = {0.85f, 1.0f, 1.15f};
 
@@ -141,8 +141,8 @@ void Quantize(const float* HWY_RESTRICT x, int head_dim, int bits, uint8_t* HWY_
 
 HWY_INLINE VF ToFloat(const hwy::float16_t* p) { return hn::PromoteTo(DF(), hn::LoadU(DH(), p)); }
 
-// Rounds to binary16's 10 bits of mantissa, to nearest even, where Highway's emulation of the conversion
-// would cut them off.
+// Rounds to binary16's 10 bits of mantissa, to nearest even, where Highway's emulation of the
+// conversion would cut them off.
 HWY_INLINE VF RoundForHalf(VF v) {
 #if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_EMU128 || \
     HWY_TARGET == HWY_SCALAR

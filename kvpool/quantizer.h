@@ -3,8 +3,8 @@
 // Per token and KV head, a vector of head_dim elements becomes uniform mid-rise codes (levels ±1/2,
 // ±3/2, … times a scale). The step is searched for the least squared error; the scale stored is
 // |x| / |levels|, which keeps the vector's energy where least squares would shrink it. Vectors are
-// rotated first (RotateHadamard), which makes their elements alike, and keys are taken relative to a
-// mean (key_means.h).
+// rotated first (RotateHadamard), which makes their elements alike, and keys are taken relative to
+// a mean (key_means.h).
 #ifndef WHIT_KVPOOL_QUANTIZER_H_
 #define WHIT_KVPOOL_QUANTIZER_H_
 
@@ -22,18 +22,18 @@ struct TokenRows {
   size_t stride = 0;
 };
 
-// Rotates x[head_dim] in place by an orthonormal Hadamard matrix: of order head_dim if that is a power
-// of two, else block by block with the largest power of two that divides it. Its own inverse.
+// Rotates x[head_dim] in place by an orthonormal Hadamard matrix: of order head_dim if that is a
+// power of two, else block by block with the largest power of two that divides it. Its own inverse.
 void RotateHadamard(float* x, int head_dim);
 
-// Writes `count` tokens into the slots from `slot` on of a page that holds nothing there. FP16: rounded
-// to the nearest, values beyond binary16 become its largest. `key_mean` (head_dim floats, or null) is
-// subtracted from keys; FP16 pages take none. slot + count <= kTileTokens.
+// Writes `count` tokens into the slots from `slot` on of a page that holds nothing there. FP16:
+// rounded to the nearest, values beyond binary16 become its largest. `key_mean` (head_dim floats,
+// or null) is subtracted from keys; FP16 pages take none. slot + count <= kTileTokens.
 void WriteTokens(std::byte* page, Rung rung, int head_dim, int slot, int count,
                  const TokenRows& rows, const float* key_mean);
 
-// Reads a page's first `count` tokens into keys and values, [count][head_dim] each; `key_mean` as it
-// was written.
+// Reads a page's first `count` tokens into keys and values, [count][head_dim] each; `key_mean` as
+// it was written.
 void ReadTokens(const std::byte* page, Rung rung, int head_dim, int count, const float* key_mean,
                 float* keys, float* values);
 

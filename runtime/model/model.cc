@@ -53,9 +53,8 @@ Model::Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPo
       queries_(attention_shape_, kMaxForwardTokens) {}
 
 PageTable Model::NewPageTable(PagePool& pool, const RecentRing& ring) const {
-  return PageTable(&pool,
-                   {.num_layers = config_.num_layers, .num_kv_heads = config_.num_kv_heads}, ring,
-                   key_means_.get());
+  return PageTable(&pool, {.num_layers = config_.num_layers, .num_kv_heads = config_.num_kv_heads},
+                   ring, key_means_.get());
 }
 
 void Model::SetKeyMeans(std::vector<float> means) {
@@ -188,13 +187,12 @@ void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
   Append(layer, pieces);
   attention_slices_.clear();
   for (const Piece& piece : pieces) {
-    attention_slices_.push_back(
-        {.first_row = piece.first_row,
-         .out = attended_.data() + piece.first_row * config_.query_size(),
-         .out_stride = static_cast<size_t>(config_.query_size()),
-         .num_tokens = piece.num_tokens,
-         .first_position = piece.first_position,
-         .kv = piece.slice->kv});
+    attention_slices_.push_back({.first_row = piece.first_row,
+                                 .out = attended_.data() + piece.first_row * config_.query_size(),
+                                 .out_stride = static_cast<size_t>(config_.query_size()),
+                                 .num_tokens = piece.num_tokens,
+                                 .first_position = piece.first_position,
+                                 .kv = piece.slice->kv});
   }
   Attention(attention_shape_, layer, queries_, attention_slices_, pool_, attention_scratch_);
   SettleLeaving(layer, pieces);
@@ -210,11 +208,10 @@ void Model::Append(int layer, absl::Span<const Piece> pieces) {
     for (size_t i = begin; i < end; ++i) {
       const Piece& piece = pieces[i / heads];
       const size_t head = i % heads;
-      const float* keys = qkv_.data() + piece.first_row * stride + config_.query_size() +
-                          head * config_.head_dim;
-      piece.slice->kv->Append(
-          layer, static_cast<int>(head), piece.num_tokens,
-          {.keys = keys, .values = keys + config_.kv_size(), .stride = stride});
+      const float* keys =
+          qkv_.data() + piece.first_row * stride + config_.query_size() + head * config_.head_dim;
+      piece.slice->kv->Append(layer, static_cast<int>(head), piece.num_tokens,
+                              {.keys = keys, .values = keys + config_.kv_size(), .stride = stride});
     }
   });
 }

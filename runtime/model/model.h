@@ -47,13 +47,13 @@ class Model {
   // Runs all slices in one pass and appends their keys and values to their tables. Returns the
   // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
   // call. A row's logits do not depend, bitwise, on the other slices; nor on how its prompt was cut
-  // into slices, if the cuts are multiples of kPrefillBlock. At most kMaxForwardTokens tokens in all,
-  // at least one.
+  // into slices, if the cuts are multiples of kPrefillBlock. At most kMaxForwardTokens tokens in
+  // all, at least one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
   static constexpr int kMaxForwardTokens = 512;
-  // A long slice is attended in blocks that end at multiples of this position. Tokens leave the ring
-  // between blocks, so those of one block see each other exactly.
+  // A long slice is attended in blocks that end at multiples of this position. Tokens leave the
+  // ring between blocks, so those of one block see each other exactly.
   static constexpr int kPrefillBlock = 128;
 
   // An empty table for a new sequence.
@@ -102,14 +102,14 @@ class Model {
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
   std::vector<ActivationBits> activation_bits_;  // of each token
-  std::vector<float> hidden_;    // [hidden_size]: the residual stream
-  std::vector<float> normed_;    // [hidden_size]
-  std::vector<float> qkv_;       // [query_size + 2 * kv_size]
-  std::vector<float> attended_;  // [query_size]
-  std::vector<float> gate_up_;   // [2 * ffn_size]
-  std::vector<float> cosines_;   // [rope_dims]
-  std::vector<float> sines_;     // [rope_dims]
-  std::vector<float> logits_;    // [row][vocab_size]
+  std::vector<float> hidden_;                    // [hidden_size]: the residual stream
+  std::vector<float> normed_;                    // [hidden_size]
+  std::vector<float> qkv_;                       // [query_size + 2 * kv_size]
+  std::vector<float> attended_;                  // [query_size]
+  std::vector<float> gate_up_;                   // [2 * ffn_size]
+  std::vector<float> cosines_;                   // [rope_dims]
+  std::vector<float> sines_;                     // [rope_dims]
+  std::vector<float> logits_;                    // [row][vocab_size]
   Activations activations_;
   AttentionQueries queries_;
   std::vector<std::vector<Piece>> rounds_;

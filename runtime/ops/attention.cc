@@ -22,8 +22,8 @@ namespace whit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// A tile of queries against one range. The last query sees a token of it; the partial of one that does
-// not means nothing.
+// A tile of queries against one range. The last query sees a token of it; the partial of one that
+// does not means nothing.
 void AttendRange(const RangeView& range, const QueryTile& tile, Partial* partials) {
   switch (range.head_dim) {
     case 64:
@@ -158,8 +158,8 @@ QueryTile Attender::MakeTile(const HeadJob& job, int first_query) const {
   tile.count = std::min(kQueryTile, NumQueries(job) - first_query);
   for (int i = 0; i < tile.count; ++i) {
     const int query = first_query + i;
-    const AttentionQueries::View view = queries_.view(job.slice->first_row + query / group_,
-                                                      job.kv_head * group_ + query % group_);
+    const AttentionQueries::View view =
+        queries_.view(job.slice->first_row + query / group_, job.kv_head * group_ + query % group_);
     tile.visible[i] = Visible(job, query);
     tile.rotated[i] = view.rotated;
     tile.high[i] = view.high;

@@ -1,9 +1,9 @@
 // Causal attention over pages of any mix of rungs.
 //
-// Keys and values lie in the pages rotated (kvpool/quantizer.h), so queries are rotated alike and the
-// result is rotated back. Against codes of 2 and 4 bits the query is quantized to 8 bits and the
-// probabilities of a page to 8 bits; against 8-bit codes both have 16 bits. FP16 pages are multiplied
-// in f32.
+// Keys and values lie in the pages rotated (kvpool/quantizer.h), so queries are rotated alike and
+// the result is rotated back. Against codes of 2 and 4 bits the query is quantized to 8 bits and
+// the probabilities of a page to 8 bits; against 8-bit codes both have 16 bits. FP16 pages are
+// multiplied in f32.
 #ifndef WHIT_RUNTIME_OPS_ATTENTION_H_
 #define WHIT_RUNTIME_OPS_ATTENTION_H_
 
@@ -56,8 +56,8 @@ class AttentionQueries {
   std::vector<Scalars> scalars_;                    // [row][head]
 };
 
-// Consecutive tokens of one sequence. Their own keys and values are in the table already; row i sees
-// the table's first first_position + i + 1 tokens.
+// Consecutive tokens of one sequence. Their own keys and values are in the table already; row i
+// sees the table's first first_position + i + 1 tokens.
 struct AttentionSlice {
   size_t first_row = 0;  // in AttentionQueries
   float* out = nullptr;  // [num_tokens][num_heads * head_dim], rows out_stride apart
@@ -73,9 +73,9 @@ struct AttentionScratch {
 };
 
 // out = softmax(scale * q K^T) V for every slice, head and row. Work is split over (slice, KV head,
-// tile of queries, range of pages) and merged in an order that depends on the pages alone, so a row's
-// result is bitwise the same alone, batched, or with other rows of its prompt, as long as it sees the
-// same pages.
+// tile of queries, range of pages) and merged in an order that depends on the pages alone, so a
+// row's result is bitwise the same alone, batched, or with other rows of its prompt, as long as it
+// sees the same pages.
 void Attention(const AttentionShape& shape, int layer, const AttentionQueries& queries,
                absl::Span<const AttentionSlice> slices, ThreadPool& pool,
                AttentionScratch& scratch);

@@ -12,8 +12,8 @@
 namespace whit {
 
 // The softmax over a long sequence is taken range by range, and the ranges' results are merged in
-// order. Ranges are cut at the same pages whoever asks, which is what makes a row's result the same bit
-// for bit however the work was split.
+// order. Ranges are cut at the same pages whoever asks, which is what makes a row's result the same
+// bit for bit however the work was split.
 inline constexpr int kRangePages = 32;
 inline constexpr int kRangeTokens = kRangePages * kTileTokens;
 
@@ -31,8 +31,8 @@ struct Partial {
   float* values;  // [head_dim]
 };
 
-// Up to kQueryTile queries of one KV head (attention.h, AttentionQueries), and how many of the table's
-// tokens each may see.
+// Up to kQueryTile queries of one KV head (attention.h, AttentionQueries), and how many of the
+// table's tokens each may see.
 struct QueryTile {
   int count = 0;
   int visible[kQueryTile] = {};

@@ -39,8 +39,8 @@ struct GroupActivations {
   size_t rows;
 };
 
-// acc[row][16] += the products of one panel's group with rows of activations. The weights are unpacked
-// once per call of the outer loop over vectors and serve all rows.
+// acc[row][16] += the products of one panel's group with rows of activations. The weights are
+// unpacked once per call of the outer loop over vectors and serve all rows.
 template <WeightFormat kFormat, ActivationBits kBits>
 HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
                               float* HWY_RESTRICT acc) {

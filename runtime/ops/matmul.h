@@ -1,5 +1,5 @@
-// Matrix multiplication of activations with packed weights: 8- or 16-bit integer activations against
-// 4- and 8-bit weights, f32 against float weights.
+// Matrix multiplication of activations with packed weights: 8- or 16-bit integer activations
+// against 4- and 8-bit weights, f32 against float weights.
 #ifndef WHIT_RUNTIME_OPS_MATMUL_H_
 #define WHIT_RUNTIME_OPS_MATMUL_H_
 
@@ -18,12 +18,13 @@ namespace whit {
 // rounding activations, and suit decoding, which waits for weights anyway.
 enum class ActivationBits : uint8_t { k8, k16 };
 
-// Rows of activations, quantized: each group of 32 columns of a row has its own scale, max|x| over the
-// largest code. Groups are the outer dimension, as the kernels walk them:
+// Rows of activations, quantized: each group of 32 columns of a row has its own scale, max|x| over
+// the largest code. Groups are the outer dimension, as the kernels walk them:
 //   codes     [group][row][32]  an 8-bit row's codes, or the high bytes of a 16-bit row's
 //   low_codes [group][row][32]  16-bit rows: code = 128 * high + low
 //   scales    [group][row]      x = scale * code
-//   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum multiplies
+//   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum
+//   multiplies
 // Float weights read `floats` instead, the caller's unquantized rows.
 class Activations {
  public:

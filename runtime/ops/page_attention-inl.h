@@ -35,8 +35,7 @@ constexpr size_t kRowBytes = QuantizedPageLayout::kRowBytes;
 
 HWY_INLINE VF LoadHalf(const std::byte* base, size_t index) {
   const hn::Rebind<hwy::float16_t, DF> dh;
-  return hn::PromoteTo(DF(),
-                       hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(base) + index));
+  return hn::PromoteTo(DF(), hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(base) + index));
 }
 
 HWY_INLINE VI LoadRow(const std::byte* row, size_t lane) {
@@ -53,8 +52,8 @@ HWY_INLINE VI Codes(VI packed, int part) {
   }
 }
 
-// scores[query][16] = rotated . key, for one page of kBits-bit keys without their mean. Codes of 4 and
-// 2 bits meet the query's high bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
+// scores[query][16] = rotated . key, for one page of kBits-bit keys without their mean. Codes of 4
+// and 2 bits meet the query's high bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
 template <int kBits, int kQueries, int kDim>
 HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, int head_dim,
                                 const QueryTile& tile, float* const* scores) {
@@ -99,7 +98,8 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
   }
 }
 
-// The same for an FP16 page. Two sums a query, over even and odd dimensions, keep the multipliers busy.
+// The same for an FP16 page. Two sums a query, over even and odd dimensions, keep the multipliers
+// busy.
 template <int kQueries>
 HWY_INLINE void Fp16Scores(const std::byte* page, int head_dim, const QueryTile& tile,
                            float* const* scores) {

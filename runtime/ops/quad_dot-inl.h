@@ -35,8 +35,8 @@ HWY_INLINE VI BroadcastQuad(const void* bytes, size_t quad) {
   return hn::Set(DI(), value);
 }
 
-// sum + u0 * s0 + … + u3 * s3 in each lane, u unsigned bytes of at most kMaxU, s signed ones of at most
-// kMaxS in magnitude. Exact; every target computes the same integers.
+// sum + u0 * s0 + … + u3 * s3 in each lane, u unsigned bytes of at most kMaxU, s signed ones of at
+// most kMaxS in magnitude. Exact; every target computes the same integers.
 #if HWY_TARGET == HWY_AVX3_DL
 
 template <int kMaxU, int kMaxS>

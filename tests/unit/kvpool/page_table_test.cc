@@ -3,98 +3,211 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <map>
 #include <numeric>
+#include <random>
 #include <utility>
 #include <vector>
 
 namespace whit {
 namespace {
 
+constexpr RecentRing kExact = {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited};
+constexpr Rung kAllRungs[] = {Rung::kK2V2, Rung::kK4V2, Rung::kK4V4,
+                              Rung::kK8V4, Rung::kK8V8, Rung::kFp16};
+
 std::unique_ptr<PagePool> MakePool(size_t slabs, int head_dim) {
   return *PagePool::Create({.capacity_bytes = slabs * PagePool::kSlabBytes, .head_dim = head_dim});
 }
 
-// Small integers are exact in binary16.
-std::vector<float> Rows(int tokens, int head_dim, float first) {
-  std::vector<float> rows(size_t{1} * tokens * head_dim);
-  std::iota(rows.begin(), rows.end(), first);
-  return rows;
-}
-
-uint16_t HalfAt(const std::byte* page, size_t offset, size_t index) {
-  uint16_t bits;
-  std::memcpy(&bits, page + offset + 2 * index, sizeof(bits));
-  return bits;
-}
-
-TEST(PageTableTest, TokensLandInTheirSlotsInTheDocumentedLayout) {
-  constexpr int kDim = 16;
-  const auto pool = MakePool(1, kDim);
-  PageTable table(pool.get(), 2, 3);
-  ASSERT_TRUE(table.Extend(20).ok());
-  EXPECT_TRUE(table.pages(1, 2).empty());  // room, but nothing in it
-  const std::vector<float> keys = Rows(20, kDim, 0), values = Rows(20, kDim, 1000);
-  const auto append = [&](int first, int count) {
-    table.Append(1, 2, count,
-                 {.keys = &keys[first * kDim], .values = &values[first * kDim], .stride = kDim});
-  };
-  append(0, 13);
-  append(13, 7);
-  const auto pages = table.pages(1, 2);
-  ASSERT_EQ(pages.size(), 2u);
-  EXPECT_EQ(pages[0].tokens, 16);
-  EXPECT_EQ(pages[1].tokens, 4);
-  for (int token = 0; token < 20; ++token) {
-    const std::byte* page = pool->PageData(pages[token / 16].unit);
-    for (int i = 0; i < kDim; ++i) {
-      const auto expected_key = static_cast<_Float16>(keys[token * kDim + i]);
-      const auto expected_value = static_cast<_Float16>(values[token * kDim + i]);
-      EXPECT_EQ(HalfAt(page, Fp16PageLayout::KeyOffset(kDim), i * 16 + token % 16),
-                std::bit_cast<uint16_t>(expected_key));
-      EXPECT_EQ(HalfAt(page, Fp16PageLayout::ValueOffset(kDim), token % 16 * kDim + i),
-                std::bit_cast<uint16_t>(expected_value));
+// Token t's key is filled with t + 1, its value with -(t + 1): exact in binary16.
+struct Tokens {
+  Tokens(int count, int head_dim) : keys(size_t{1} * count * head_dim), values(keys.size()) {
+    for (size_t i = 0; i < keys.size(); ++i) {
+      keys[i] = static_cast<float>(i / head_dim + 1);
+      values[i] = -keys[i];
     }
   }
+  TokenRows From(int token, int head_dim) const {
+    return {.keys = keys.data() + size_t{1} * token * head_dim,
+            .values = values.data() + size_t{1} * token * head_dim,
+            .stride = static_cast<size_t>(head_dim)};
+  }
+  std::vector<float> keys, values;
+};
+
+TEST(PageTableTest, AppendedTokensReadBackInOrder) {
+  constexpr int kDim = 16;
+  const auto pool = MakePool(1, kDim);
+  PageTable table(pool.get(), {.num_layers = 2, .num_kv_heads = 3}, kExact, nullptr);
+  const Tokens tokens(20, kDim);
+  table.Append(1, 2, 13, tokens.From(0, kDim));
+  table.Append(1, 2, 7, tokens.From(13, kDim));
+  ASSERT_EQ(table.pages(1, 2).size(), 2u);
+  EXPECT_EQ(table.pages(1, 2)[0].tokens, 16);
+  EXPECT_EQ(table.pages(1, 2)[1].tokens, 4);
+  EXPECT_EQ(table.num_tokens(), 20);
+  std::vector<float> keys, values;
+  table.Read(1, 2, &keys, &values);
+  EXPECT_EQ(keys, tokens.keys);
+  EXPECT_EQ(values, tokens.values);
   EXPECT_TRUE(table.pages(1, 1).empty());
+  PageTable::LeavingPage page;
+  EXPECT_FALSE(table.NextLeaving(1, 2, &page));
 }
 
-TEST(PageTableTest, ValuesBeyondBinary16AreClamped) {
-  const auto pool = MakePool(1, 16);
-  PageTable table(pool.get(), 1, 1);
-  ASSERT_TRUE(table.Extend(1).ok());
-  std::vector<float> key(16, 1e9f), value(16, -1e9f);
-  table.Append(0, 0, 1, {.keys = key.data(), .values = value.data(), .stride = 16});
-  const std::byte* page = pool->PageData(table.pages(0, 0)[0].unit);
-  EXPECT_EQ(HalfAt(page, 0, 0), 0x7BFF);
-  EXPECT_EQ(HalfAt(page, Fp16PageLayout::ValueOffset(16), 0), 0xFBFF);
+TEST(PageTableTest, APageLeavesOnceTheRingIsFullBehindIt) {
+  constexpr int kDim = 32;
+  const auto pool = MakePool(3, kDim);
+  PageTable table(pool.get(), {.num_layers = 1, .num_kv_heads = 1},
+                  {.rung = Rung::kK8V8, .tokens = 20}, nullptr);
+  const Tokens tokens(64, kDim);
+  PageTable::LeavingPage page;
+  table.Append(0, 0, 35, tokens.From(0, kDim));
+  EXPECT_FALSE(table.NextLeaving(0, 0, &page));
+  table.Append(0, 0, 1, tokens.From(35, kDim));
+  ASSERT_TRUE(table.NextLeaving(0, 0, &page));
+  EXPECT_EQ(page.first_position, 0);
+  EXPECT_EQ(page.tokens, 16);
+  table.Settle(0, 0, std::vector<Rung>(16, Rung::kK4V4));
+  EXPECT_FALSE(table.NextLeaving(0, 0, &page));
+  table.Append(0, 0, 16, tokens.From(36, kDim));
+  ASSERT_TRUE(table.NextLeaving(0, 0, &page));
+  EXPECT_EQ(page.first_position, 16);
+  table.Settle(0, 0, std::vector<Rung>(16, Rung::kK4V4));
+  // The first page is the sink and keeps its rung whatever was decided.
+  const std::vector<Rung> expected = {Rung::kFp16, Rung::kK4V4, Rung::kK8V8, Rung::kK8V8};
+  ASSERT_EQ(table.pages(0, 0).size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(table.pages(0, 0)[i].rung, expected[i]);
+  EXPECT_EQ(pool->stats().pages_by_rung[static_cast<size_t>(Rung::kK8V8)], 2u);
 }
 
-TEST(PageTableTest, ExtendIsAllOrNothing) {
-  const auto pool = MakePool(1, 64);  // 32 pages
-  PageTable table(pool.get(), 5, 2);
-  ASSERT_TRUE(table.Extend(30).ok());  // 2 pages in each of 10 lists
-  EXPECT_EQ(table.page_bytes(), 20 * PageBytes(Rung::kFp16, 64));
-  EXPECT_TRUE(table.Extend(2).ok());  // fits the pages at hand
-  const absl::Status status = table.Extend(33);
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(table.page_bytes(), 20 * PageBytes(Rung::kFp16, 64));
-  EXPECT_EQ(pool->stats().used_bytes, table.page_bytes());
-  EXPECT_TRUE(table.Extend(16).ok());
+// Random rungs, against a map from token to the rung it was given: no token is lost or doubled,
+// pages of a rung are full but for one, and every token still stands for about what was appended.
+TEST(PageTableTest, SettlingBehavesLikeASimpleModel) {
+  constexpr int kDim = 32, kHeads = 3, kTokens = 700;
+  const auto pool = MakePool(40, kDim);
+  std::mt19937 rng(5);
+  KeyMeans means({.num_layers = 1,
+                  .num_kv_heads = kHeads,
+                  .head_dim = kDim,
+                  .inverse_frequencies = std::vector<float>(kDim / 2, 0.02f)},
+                 std::vector<float>(kHeads * kDim, 3.0f));
+  means.Prepare(kTokens);
+  PageTable table(pool.get(), {.num_layers = 1, .num_kv_heads = kHeads},
+                  {.rung = Rung::kK8V8, .tokens = 32}, &means);
+  const Tokens tokens(kTokens, kDim);
+  std::vector<std::map<int, Rung>> expected(kHeads);
+  for (int token = 0; token < kTokens;) {
+    const int count = std::min<int>(kTokens - token, 1 + rng() % 40);
+    for (int head = 0; head < kHeads; ++head) {
+      table.Append(0, head, count, tokens.From(token, kDim));
+      PageTable::LeavingPage page;
+      while (table.NextLeaving(0, head, &page)) {
+        std::vector<Rung> rungs(page.tokens);
+        for (int i = 0; i < page.tokens; ++i) {
+          rungs[i] = kAllRungs[rng() % kNumRungs];
+          // The first page is the sink.
+          expected[head][page.first_position + i] =
+              page.first_position == 0 ? Rung::kFp16 : rungs[i];
+        }
+        table.Settle(0, head, rungs);
+      }
+    }
+    token += count;
+  }
+  ASSERT_TRUE(table.status().ok());
+  for (int head = 0; head < kHeads; ++head) {
+    std::vector<float> keys, values;
+    table.Read(0, head, &keys, &values);
+    ASSERT_EQ(keys.size(), size_t{kTokens} * kDim);
+    std::map<Rung, int> partial;
+    std::vector<int> seen(kTokens, 0);
+    size_t index = 0;
+    for (const PageEntry& page : table.pages(0, head)) {
+      if (page.tokens < 16) ++partial[page.rung];
+      for (int i = 0; i < page.tokens; ++i, ++index) {
+        // A constant vector survives any number of bits up to its scale's rounding; the mean adds a
+        // few per cent.
+        const double value =
+            std::accumulate(&values[index * kDim], &values[(index + 1) * kDim], 0.0);
+        const int token = static_cast<int>(std::lround(-value / kDim)) - 1;
+        ASSERT_GE(token, 0);
+        ASSERT_LT(token, kTokens);
+        ++seen[token];
+        const auto it = expected[head].find(token);
+        if (it != expected[head].end()) {
+          EXPECT_EQ(page.rung, it->second) << token;
+        }
+      }
+    }
+    for (int token = 0; token < kTokens; ++token) EXPECT_EQ(seen[token], 1) << token;
+    for (const auto& [rung, count] : partial) {
+      EXPECT_LE(count, rung == Rung::kK8V8 ? 2 : 1) << RungName(rung);  // the ring has one as well
+    }
+  }
+  const PageTable::Usage usage = table.usage();
+  EXPECT_EQ(usage.page_bytes, pool->stats().used_bytes);
+  EXPECT_EQ(std::accumulate(usage.tokens_by_rung.begin(), usage.tokens_by_rung.end(), int64_t{0}),
+            int64_t{kTokens} * kHeads);
+}
+
+TEST(PageTableTest, AFullPoolIsReportedAndTheTableStaysConsistent) {
+  const auto pool = MakePool(1, 64);  // 32 FP16 pages
+  {
+    PageTable table(pool.get(), {.num_layers = 1, .num_kv_heads = 2}, kExact, nullptr);
+    const Tokens tokens(400, 64);
+    table.Append(0, 0, 400, tokens.From(0, 64));
+    EXPECT_TRUE(table.status().ok());
+    table.Append(0, 1, 400, tokens.From(0, 64));
+    EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(table.usage().page_bytes, pool->stats().used_bytes);
+  }
+  EXPECT_EQ(pool->stats().used_bytes, 0u);
   EXPECT_TRUE(pool->CheckInvariants().ok());
 }
 
 TEST(PageTableTest, PagesReturnWithTheTableAndMoveWithIt) {
   const auto pool = MakePool(2, 64);
+  const Tokens tokens(17, 64);
   {
-    PageTable a(pool.get(), 2, 2);
-    ASSERT_TRUE(a.Extend(17).ok());
+    PageTable a(pool.get(), {.num_layers = 1, .num_kv_heads = 1}, kExact, nullptr);
+    a.Append(0, 0, 17, tokens.From(0, 64));
     PageTable b = std::move(a);
-    EXPECT_EQ(pool->stats().used_bytes, 8 * PageBytes(Rung::kFp16, 64));
-    a = PageTable(pool.get(), 1, 1);
-    ASSERT_TRUE(a.Extend(1).ok());
+    EXPECT_EQ(pool->stats().used_bytes, 2 * PageBytes(Rung::kFp16, 64));
+    a = PageTable(pool.get(), {.num_layers = 1, .num_kv_heads = 1}, kExact, nullptr);
+    a.Append(0, 0, 1, tokens.From(0, 64));
     b = std::move(a);
   }
   EXPECT_EQ(pool->stats().used_bytes, 0u);
+}
+
+// The block's mean is the average of the turned mean over its positions.
+TEST(KeyMeansTest, BlocksAverageTheTurnedMean) {
+  constexpr int kDim = 16;
+  std::vector<float> frequencies(kDim / 2);
+  for (int i = 0; i < kDim / 2; ++i) frequencies[i] = std::pow(10000.0f, -2.0f * i / kDim);
+  std::vector<float> mean(2 * kDim);
+  std::iota(mean.begin(), mean.end(), 1.0f);
+  KeyMeans means(
+      {.num_layers = 1, .num_kv_heads = 2, .head_dim = kDim, .inverse_frequencies = frequencies},
+      mean);
+  means.Prepare(1000);
+  for (int block : {0, 1, 7}) {
+    std::vector<double> expected(kDim);
+    for (int p = block * 64; p < (block + 1) * 64; ++p) {
+      for (int i = 0; i < kDim; i += 2) {
+        const double angle = double{frequencies[i / 2]} * p, a = mean[kDim + i],
+                     b = mean[kDim + i + 1];
+        expected[i] += (a * std::cos(angle) - b * std::sin(angle)) / 64;
+        expected[i + 1] += (a * std::sin(angle) + b * std::cos(angle)) / 64;
+      }
+    }
+    std::vector<float> actual(means.mean(static_cast<uint16_t>(block), 0, 1),
+                              means.mean(static_cast<uint16_t>(block), 0, 1) + kDim);
+    RotateHadamard(actual.data(), kDim);
+    for (int i = 0; i < kDim; ++i) EXPECT_NEAR(actual[i], expected[i], 1e-4) << block << " " << i;
+  }
 }
 
 }  // namespace

@@ -113,15 +113,16 @@ TEST(WriteTokensTest, PagesHaveTheDocumentedLayoutAndReadBack) {
     for (int d : kHeadDims) {
       std::mt19937 rng(d);
       const size_t stride = d + 5;
-      const std::vector<float> keys = Gaussian(16 * stride, rng), values = Gaussian(16 * stride, rng);
+      const std::vector<float> keys = Gaussian(16 * stride, rng),
+                               values = Gaussian(16 * stride, rng);
       const std::vector<float> mean = Gaussian(d, rng);
       for (Rung rung : kQuantized) {
         std::vector<std::byte> page(PageBytes(rung, d));
         const auto write = [&](int slot, int count) {
-          WriteTokens(page.data(), rung, d, slot, count,
-                      {.keys = &keys[slot * stride], .values = &values[slot * stride],
-                       .stride = stride},
-                      mean.data());
+          WriteTokens(
+              page.data(), rung, d, slot, count,
+              {.keys = &keys[slot * stride], .values = &values[slot * stride], .stride = stride},
+              mean.data());
         };
         write(0, 5);
         write(5, 1);
@@ -137,7 +138,8 @@ TEST(WriteTokensTest, PagesHaveTheDocumentedLayoutAndReadBack) {
           for (int i = 0; i < d; ++i) {
             ASSERT_EQ(CodeAt(page.data(), rung, d, token, i, false), codes[i]);
             const double level = codes[i] - ((1 << KeyBits(rung)) - 1) / 2.0;
-            ASSERT_NEAR(k[token * d + i], level * scale + mean[i], 2e-3 * std::abs(level * scale) + 1e-5);
+            ASSERT_NEAR(k[token * d + i], level * scale + mean[i],
+                        2e-3 * std::abs(level * scale) + 1e-5);
           }
           QuantizeVector(&values[token * stride], d, ValueBits(rung), codes.data(), &scale);
           for (int i = 0; i < d; ++i) {
@@ -184,7 +186,8 @@ TEST(WriteTokensTest, RequantizingFromEightBitsAddsLittle) {
       std::vector<std::byte> page(PageBytes(rung, kDim));
       std::vector<float> out_v(16 * kDim);
       out_k.resize(16 * kDim);
-      WriteTokens(page.data(), rung, kDim, 0, 16, {.keys = k, .values = v, .stride = kDim}, nullptr);
+      WriteTokens(page.data(), rung, kDim, 0, 16, {.keys = k, .values = v, .stride = kDim},
+                  nullptr);
       ReadTokens(page.data(), rung, kDim, 16, nullptr, out_k.data(), out_v.data());
       return out_v;
     };

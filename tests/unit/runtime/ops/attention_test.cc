@@ -44,8 +44,8 @@ KeyMeans MakeMeans(const AttentionShape& shape, std::mt19937& rng) {
   return means;
 }
 
-// A sequence of random keys and values, of which `settle` chooses what leaves the ring, and a query for
-// every token.
+// A sequence of random keys and values, of which `settle` chooses what leaves the ring, and a query
+// for every token.
 struct RandomSequence {
   template <typename ChooseRung>
   RandomSequence(const AttentionShape& shape, int tokens, const RecentRing& ring, PagePool& pool,
@@ -106,13 +106,14 @@ double Norm2(const std::vector<float>& v) {
 }
 
 // The kernels' error against exact arithmetic on the decoded pages, relative to the output.
-double KernelError(const AttentionShape& shape, const RandomSequence& sequence, int row, int count) {
+double KernelError(const AttentionShape& shape, const RandomSequence& sequence, int row,
+                   int count) {
   ThreadPool threads(2);
   AttentionScratch scratch;
   std::vector<float> out, expected(sequence.query_size);
   Attention(shape, 0, sequence.queries, {sequence.Slice(row, count, out)}, threads, scratch);
-  AttentionReference(shape, 0, sequence.table, row + count, &sequence.q[(row + count - 1) * sequence.query_size],
-                     expected.data());
+  AttentionReference(shape, 0, sequence.table, row + count,
+                     &sequence.q[(row + count - 1) * sequence.query_size], expected.data());
   out.erase(out.begin(), out.end() - static_cast<ptrdiff_t>(sequence.query_size));
   const double norm = Norm2(expected);
   for (size_t i = 0; i < out.size(); ++i) out[i] -= expected[i];
@@ -159,9 +160,8 @@ TEST(AttentionTest, KernelErrorIsATenthOfTheRungsQuantizationError) {
         AttentionReference(shape, 0, quantized.table, tokens, q, b.data());
         for (size_t i = 0; i < a.size(); ++i) b[i] -= a[i];
         const double quantization = Norm2(b) / Norm2(a);
-        ForEachSimdTarget([&] {
-          EXPECT_LT(KernelError(shape, quantized, tokens - 1, 1), 0.1 * quantization);
-        });
+        ForEachSimdTarget(
+            [&] { EXPECT_LT(KernelError(shape, quantized, tokens - 1, 1), 0.1 * quantization); });
       }
     }
   }
@@ -199,13 +199,10 @@ TEST(AttentionTest, ExtremeScoresStayFinite) {
     AttentionScratch scratch;
     AttentionQueries queries(shape, 1);
     queries.SetRow(0, q.data());
-    Attention(shape, 0, queries,
-              {{.out = out.data(),
-                .out_stride = 16,
-                .num_tokens = 1,
-                .first_position = 1,
-                .kv = &table}},
-              threads, scratch);
+    Attention(
+        shape, 0, queries,
+        {{.out = out.data(), .out_stride = 16, .num_tokens = 1, .first_position = 1, .kv = &table}},
+        threads, scratch);
     // The second token takes all.
     std::vector<float> k, v;
     table.Read(0, 0, &k, &v);
@@ -238,8 +235,7 @@ TEST(AttentionTest, ARowIsBitwiseTheSameAloneBatchedAndInAnyChunk) {
                 {sequence.Slice(700, 77, other), sequence.Slice(row, 1, out)}, three, scratch);
       EXPECT_EQ(std::memcmp(out.data(), expected, bytes), 0) << "batched";
       Attention(shape, 0, sequence.queries, {sequence.Slice(row - 1, 2, out)}, three, scratch);
-      EXPECT_EQ(std::memcmp(out.data() + sequence.query_size, expected, bytes), 0)
-          << "other chunk";
+      EXPECT_EQ(std::memcmp(out.data() + sequence.query_size, expected, bytes), 0) << "other chunk";
     }
   }
 }
