@@ -328,6 +328,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   const auto size = static_cast<size_t>(info.st_size);
   void* mapping = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
   if (mapping == MAP_FAILED) return error();
+  madvise(mapping, size, MADV_WILLNEED);  // the disk reads while the directory is parsed
   file->impl_->mapping = mapping;
   file->impl_->bytes = absl::MakeConstSpan(static_cast<const std::byte*>(mapping), size);
   if (absl::Status s = file->impl_->Parse(); !s.ok()) {

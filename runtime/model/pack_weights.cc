@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "runtime/ops/half.h"
@@ -93,98 +94,39 @@ void ReadQ6K(const uint8_t* block, size_t j, RowGroup& out) {
   out.scales = {Bits(d * scales[0]), Bits(d * scales[1])};
 }
 
-RowGroup ReadGroup(TensorType type, const uint8_t* row, size_t g) {
+// Group `sub` of a block.
+template <TensorType kType>
+RowGroup ReadGroup(const uint8_t* block, size_t sub) {
   RowGroup out;
-  const size_t per_block = TensorBlockElements(type) / kGroupColumns;
-  const uint8_t* block = row + g / per_block * TensorBlockBytes(type);
-  switch (type) {
-    case TensorType::kQ4_0:
-      out.scales[0] = Load<uint16_t>(block);
-      std::copy_n(block + 2, 16, out.codes.begin());
-      break;
-    case TensorType::kQ4_1:
-      out.scales[0] = Load<uint16_t>(block);
-      out.minimum = Load<uint16_t>(block + 2);
-      std::copy_n(block + 4, 16, out.codes.begin());
-      break;
-    case TensorType::kQ5_0:
-      out.scales[0] = Load<uint16_t>(block);
-      ReadFiveBitCodes(block + 2, block + 6, /*offset=*/16, out);
-      break;
-    case TensorType::kQ5_1:
-      out.scales[0] = Load<uint16_t>(block);
-      out.minimum = Load<uint16_t>(block + 2);
-      ReadFiveBitCodes(block + 4, block + 8, /*offset=*/0, out);
-      break;
-    case TensorType::kQ8_0:
-      out.scales[0] = Load<uint16_t>(block);
-      std::copy_n(block + 2, 32, out.codes.begin());
-      break;
-    case TensorType::kQ4_K:
-      ReadQ4K(block, g % per_block, out);
-      break;
-    case TensorType::kQ5_K:
-      ReadQ5K(block, g % per_block, out);
-      break;
-    case TensorType::kQ6_K:
-      ReadQ6K(block, g % per_block, out);
-      break;
-    case TensorType::kF32:
-    case TensorType::kF16:
-    case TensorType::kBF16:
-      break;  // float formats have no groups to read; see PackFloatPanel
+  if constexpr (kType == TensorType::kQ4_0) {
+    out.scales[0] = Load<uint16_t>(block);
+    std::copy_n(block + 2, 16, out.codes.begin());
+  } else if constexpr (kType == TensorType::kQ4_1) {
+    out.scales[0] = Load<uint16_t>(block);
+    out.minimum = Load<uint16_t>(block + 2);
+    std::copy_n(block + 4, 16, out.codes.begin());
+  } else if constexpr (kType == TensorType::kQ5_0) {
+    out.scales[0] = Load<uint16_t>(block);
+    ReadFiveBitCodes(block + 2, block + 6, /*offset=*/16, out);
+  } else if constexpr (kType == TensorType::kQ5_1) {
+    out.scales[0] = Load<uint16_t>(block);
+    out.minimum = Load<uint16_t>(block + 2);
+    ReadFiveBitCodes(block + 4, block + 8, /*offset=*/0, out);
+  } else if constexpr (kType == TensorType::kQ8_0) {
+    out.scales[0] = Load<uint16_t>(block);
+    std::copy_n(block + 2, 32, out.codes.begin());
+  } else if constexpr (kType == TensorType::kQ4_K) {
+    ReadQ4K(block, sub, out);
+  } else if constexpr (kType == TensorType::kQ5_K) {
+    ReadQ5K(block, sub, out);
+  } else {
+    static_assert(kType == TensorType::kQ6_K);
+    ReadQ6K(block, sub, out);
   }
   return out;
 }
 
-void StoreScale(std::byte* base, size_t index, bool f32, uint32_t bits) {
-  if (f32) {
-    std::memcpy(base + 4 * index, &bits, sizeof(bits));
-  } else {
-    const auto half = static_cast<uint16_t>(bits);
-    std::memcpy(base + 2 * index, &half, sizeof(half));
-  }
-}
-
-void PackQuantizedPanel(const GgufTensor& tensor, const PackedMatrix& m, size_t panel) {
-  const GroupLayout layout = GroupLayout::Of(m.format);
-  const size_t quads = HasU4Codes(m.format) ? 4 : 8;
-  const size_t lanes = std::min(kPanelRows, m.rows - panel * kPanelRows);
-  for (size_t lane = 0; lane < lanes; ++lane) {
-    const auto* row = reinterpret_cast<const uint8_t*>(tensor.data) +
-                      (panel * kPanelRows + lane) * tensor.row_bytes();
-    for (size_t g = 0; g < m.groups(); ++g) {
-      const RowGroup in = ReadGroup(tensor.type, row, g);
-      std::byte* out = m.group(panel, g);
-      for (size_t i = 0; i < quads; ++i) {
-        std::memcpy(out + 64 * i + 4 * lane, in.codes.data() + 4 * i, 4);
-      }
-      std::byte* scales = out + layout.codes;
-      for (size_t set = 0; set < layout.scale_sets; ++set) {
-        StoreScale(scales, set * kPanelRows + lane, layout.f32_scales, in.scales[set]);
-      }
-      if (layout.minimums) {
-        StoreScale(scales, layout.scale_sets * kPanelRows + lane, layout.f32_scales, in.minimum);
-      }
-    }
-  }
-}
-
-void PackFloatPanel(const GgufTensor& tensor, const PackedMatrix& m, size_t panel) {
-  const size_t size = TensorBlockBytes(tensor.type);
-  const size_t lanes = std::min(kPanelRows, m.rows - panel * kPanelRows);
-  for (size_t lane = 0; lane < lanes; ++lane) {
-    const std::byte* row = tensor.data + (panel * kPanelRows + lane) * tensor.row_bytes();
-    for (size_t column = 0; column < m.columns; ++column) {
-      std::memcpy(m.group(panel, 0) + (column * kPanelRows + lane) * size, row + column * size,
-                  size);
-    }
-  }
-}
-
-}  // namespace
-
-WeightFormat PackedFormat(TensorType type) {
+constexpr WeightFormat FormatOf(TensorType type) {
   switch (type) {
     case TensorType::kQ4_0:
       return WeightFormat::kU4;
@@ -211,20 +153,103 @@ WeightFormat PackedFormat(TensorType type) {
   return WeightFormat::kF32;
 }
 
-PackedMatrix DescribePacked(const GgufTensor& tensor) {
-  return {.format = PackedFormat(tensor.type), .rows = tensor.rows, .columns = tensor.cols};
+void StoreScale(std::byte* base, size_t index, bool f32, uint32_t bits) {
+  if (f32) {
+    std::memcpy(base + 4 * index, &bits, sizeof(bits));
+  } else {
+    const auto half = static_cast<uint16_t>(bits);
+    std::memcpy(base + 2 * index, &half, sizeof(half));
+  }
 }
 
-void PackWeights(const GgufTensor& tensor, const PackedMatrix& matrix, ThreadPool& pool) {
-  pool.ParallelFor(matrix.panels(), 4, [&](size_t begin, size_t end, int) {
-    for (size_t panel = begin; panel < end; ++panel) {
-      if (IsQuantized(matrix.format)) {
-        PackQuantizedPanel(tensor, matrix, panel);
-      } else {
-        PackFloatPanel(tensor, matrix, panel);
+template <TensorType kType>
+void PackQuantizedPanel(const GgufTensor& tensor, const PackedMatrix& m, size_t panel) {
+  constexpr WeightFormat kFormat = FormatOf(kType);
+  constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
+  constexpr size_t kQuads = HasU4Codes(kFormat) ? 4 : 8;
+  const size_t block_bytes = TensorBlockBytes(kType);
+  const size_t block_groups = TensorBlockElements(kType) / kGroupColumns;
+  const size_t lanes = std::min(kPanelRows, m.rows - panel * kPanelRows);
+  const auto* rows =
+      reinterpret_cast<const uint8_t*>(tensor.data) + panel * kPanelRows * tensor.row_bytes();
+  const size_t row_bytes = tensor.row_bytes();
+  std::byte* out = m.group(panel, 0);
+  for (size_t g = 0; g < m.groups(); g += block_groups, rows += block_bytes) {
+    for (size_t sub = 0; sub < block_groups; ++sub, out += kLayout.bytes) {
+      for (size_t lane = 0; lane < lanes; ++lane) {
+        const RowGroup in = ReadGroup<kType>(rows + lane * row_bytes, sub);
+        for (size_t i = 0; i < kQuads; ++i) {
+          std::memcpy(out + 64 * i + 4 * lane, in.codes.data() + 4 * i, 4);
+        }
+        std::byte* scales = out + kLayout.codes;
+        for (size_t set = 0; set < kLayout.scale_sets; ++set) {
+          StoreScale(scales, set * kPanelRows + lane, kLayout.f32_scales, in.scales[set]);
+        }
+        if constexpr (kLayout.minimums) {
+          StoreScale(scales, kLayout.scale_sets * kPanelRows + lane, kLayout.f32_scales,
+                     in.minimum);
+        }
       }
     }
-  });
+  }
+}
+
+// T: an unsigned integer of the element's width.
+template <typename T>
+void PackFloatPanel(const GgufTensor& tensor, const PackedMatrix& m, size_t panel) {
+  const size_t lanes = std::min(kPanelRows, m.rows - panel * kPanelRows);
+  const size_t row_bytes = tensor.row_bytes();
+  const std::byte* rows = tensor.data + panel * kPanelRows * row_bytes;
+  for (size_t g = 0; g < m.groups(); ++g) {
+    const size_t columns = std::min(kGroupColumns, m.columns - g * kGroupColumns);
+    std::byte* out = m.group(panel, g);
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      const std::byte* in = rows + lane * row_bytes + g * kGroupColumns * sizeof(T);
+      for (size_t c = 0; c < columns; ++c) {
+        std::memcpy(out + (c * kPanelRows + lane) * sizeof(T), in + c * sizeof(T), sizeof(T));
+      }
+    }
+  }
+}
+
+using PackPanel = void (*)(const GgufTensor&, const PackedMatrix&, size_t panel);
+
+PackPanel PanelPacker(TensorType type) {
+  switch (type) {
+    case TensorType::kQ4_0:
+      return PackQuantizedPanel<TensorType::kQ4_0>;
+    case TensorType::kQ4_1:
+      return PackQuantizedPanel<TensorType::kQ4_1>;
+    case TensorType::kQ5_0:
+      return PackQuantizedPanel<TensorType::kQ5_0>;
+    case TensorType::kQ5_1:
+      return PackQuantizedPanel<TensorType::kQ5_1>;
+    case TensorType::kQ8_0:
+      return PackQuantizedPanel<TensorType::kQ8_0>;
+    case TensorType::kQ4_K:
+      return PackQuantizedPanel<TensorType::kQ4_K>;
+    case TensorType::kQ5_K:
+      return PackQuantizedPanel<TensorType::kQ5_K>;
+    case TensorType::kQ6_K:
+      return PackQuantizedPanel<TensorType::kQ6_K>;
+    case TensorType::kF16:
+    case TensorType::kBF16:
+      return PackFloatPanel<uint16_t>;
+    case TensorType::kF32:
+      break;
+  }
+  return PackFloatPanel<uint32_t>;
+}
+
+}  // namespace
+
+PackedMatrix DescribePacked(const GgufTensor& tensor) {
+  return {.format = FormatOf(tensor.type), .rows = tensor.rows, .columns = tensor.cols};
+}
+
+void PackPanels(const GgufTensor& tensor, const PackedMatrix& matrix, size_t begin, size_t end) {
+  const PackPanel pack = PanelPacker(tensor.type);
+  for (size_t panel = begin; panel < end; ++panel) pack(tensor, matrix, panel);
 }
 
 }  // namespace whit

@@ -6,18 +6,15 @@
 
 #include "runtime/model/gguf.h"
 #include "runtime/ops/packed_matrix.h"
-#include "runtime/ops/thread_pool.h"
 
 namespace whit {
 
-// The packed format that keeps every bit of a tensor type.
-WeightFormat PackedFormat(TensorType type);
-
-// Shape and format of a tensor's packed form, without data.
+// Shape of a tensor's packed form, without data, in the format that keeps every bit of its type.
 PackedMatrix DescribePacked(const GgufTensor& tensor);
 
-// Fills matrix.data, which has matrix.bytes() zeroed bytes, from the tensor it was described for.
-void PackWeights(const GgufTensor& tensor, const PackedMatrix& matrix, ThreadPool& pool);
+// Fills the panels [begin, end) of matrix.data, which has matrix.bytes() zeroed bytes, from the
+// tensor that the matrix was described for. Different panels may be packed by different threads.
+void PackPanels(const GgufTensor& tensor, const PackedMatrix& matrix, size_t begin, size_t end);
 
 }  // namespace whit
 

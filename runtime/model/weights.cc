@@ -2,8 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <string>
-#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_format.h"
@@ -21,6 +21,33 @@ std::vector<float> ReadVector(const GgufTensor& tensor) {
   return values;
 }
 
+struct Packing {
+  const GgufTensor* from;
+  PackedMatrix* to;
+};
+
+size_t AlignedBytes(const PackedMatrix& matrix) {
+  return (matrix.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// One loop through the panels of all matrices. Neighbouring panels go to the same thread, so that
+// threads seldom meet in a huge page, which each would clear.
+void PackAll(absl::Span<const Packing> packings, ThreadPool& pool) {
+  constexpr size_t kGrain = 256;  // panels: some MiB
+  size_t panels = 0;
+  for (const Packing& packing : packings) panels += packing.to->panels();
+  pool.ParallelFor(panels, kGrain, [&](size_t begin, size_t end, int) {
+    size_t first = 0;  // panel of this matrix, counted through all
+    for (const auto& [tensor, packed] : packings) {
+      const size_t last = first + packed->panels();
+      if (begin < last && end > first) {
+        PackPanels(*tensor, *packed, std::max(begin, first) - first, std::min(end, last) - first);
+      }
+      first = last;
+    }
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(const GgufFile& file,
@@ -29,13 +56,13 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(const GgufFile&
   std::unique_ptr<ModelWeights> weights(new ModelWeights());
   weights->layers.resize(config.num_layers);
 
-  std::vector<std::pair<const GgufTensor*, PackedMatrix*>> matrices;
+  std::vector<Packing> matrices;
   size_t bytes = 0;
   const auto matrix = [&](const std::string& name, PackedMatrix& packed) {
     const GgufTensor* tensor = file.FindTensor(name + ".weight");
     packed = DescribePacked(*tensor);
-    bytes += (packed.bytes() + kAlignment - 1) / kAlignment * kAlignment;
-    matrices.emplace_back(tensor, &packed);
+    bytes += AlignedBytes(packed);
+    matrices.push_back({tensor, &packed});
   };
   const auto vector = [&](const std::string& name) {
     return ReadVector(*file.FindTensor(name + ".weight"));
@@ -69,9 +96,9 @@ absl::StatusOr<std::unique_ptr<ModelWeights>> ModelWeights::Load(const GgufFile&
   std::byte* next = weights->memory_;
   for (auto& [tensor, packed] : matrices) {
     packed->data = next;
-    next += (packed->bytes() + kAlignment - 1) / kAlignment * kAlignment;
-    PackWeights(*tensor, *packed, pool);
+    next += AlignedBytes(*packed);
   }
+  PackAll(matrices, pool);
   if (config.tied_embeddings) weights->output = weights->embedding;
   return weights;
 }

@@ -19,7 +19,6 @@ constexpr TensorType kTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorTyp
 
 // Random bytes are valid blocks of every type; some of their scales are infinite or NaN.
 TEST(PackWeightsTest, UnpackedRowsEqualTheDecodedFile) {
-  ThreadPool pool(2);
   std::mt19937 rng(5);
   for (TensorType type : kTypes) {
     for (size_t rows : {1, 16, 35}) {
@@ -37,7 +36,7 @@ TEST(PackWeightsTest, UnpackedRowsEqualTheDecodedFile) {
       const auto memory = hwy::AllocateAligned<std::byte>(packed.bytes());
       std::fill_n(memory.get(), packed.bytes(), std::byte{0});
       packed.data = memory.get();
-      PackWeights(tensor, packed, pool);
+      PackPanels(tensor, packed, 0, packed.panels());
       std::vector<float> expected(cols), actual(cols);
       for (size_t row = 0; row < rows; ++row) {
         DequantizeRow(type, tensor.data + row * row_bytes, cols, expected.data());
@@ -47,7 +46,8 @@ TEST(PackWeightsTest, UnpackedRowsEqualTheDecodedFile) {
             ASSERT_TRUE(std::isnan(actual[c])) << TensorTypeName(type) << " " << row << " " << c;
           } else {
             // The file's formula d * (q - 8) or d * q + m, in either order of rounding.
-            ASSERT_FLOAT_EQ(actual[c], expected[c]) << TensorTypeName(type) << " " << row << " " << c;
+            ASSERT_FLOAT_EQ(actual[c], expected[c])
+                << TensorTypeName(type) << " " << row << " " << c;
           }
         }
       }
