@@ -59,6 +59,7 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
                                 const QueryTile& tile, float* const* scores) {
   constexpr bool kLow = kBits == 8;
   constexpr int kMaxCode = (1 << kBits) - 1;
+  constexpr size_t kRowStep = kBits == 8 ? 2 : 1;
   const DF df;
   const size_t rows = QuantizedPageLayout::KeyRows(kDim != 0 ? kDim : head_dim, kBits);
   for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
@@ -66,17 +67,19 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
     for (int i = 0; i < kQueries; ++i) {
       high[i][0] = high[i][1] = low[i] = hn::Zero(DI());
     }
-    for (size_t row = 0; row < rows; ++row) {
-      const VI packed = LoadRow(page + row * kRowBytes, lane);
-      HWY_UNROLL(4)
-      for (int part = 0; part < 8 / kBits; ++part) {
-        const VI codes = Codes<kBits>(packed, part);
-        const size_t quad = part * rows + row;
-        for (int i = 0; i < kQueries; ++i) {
-          VI& sum = high[i][kBits == 8 ? row % 2 : part % 2];
-          sum = quad_dot::Add<kMaxCode, 127>(sum, codes, BroadcastQuad(tile.high[i], quad));
-          if constexpr (kLow) {
-            low[i] = quad_dot::Add<kMaxCode, 64>(low[i], codes, BroadcastQuad(tile.low[i], quad));
+    // Two sums a query keep the multipliers busy. rows is even: head_dim is a multiple of 16.
+    for (size_t row = 0; row < rows; row += kRowStep) {
+      for (size_t r = 0; r < kRowStep; ++r) {
+        const VI packed = LoadRow(page + (row + r) * kRowBytes, lane);
+        for (int part = 0; part < 8 / kBits; ++part) {
+          const VI codes = Codes<kBits>(packed, part);
+          const size_t quad = part * rows + row + r;
+          for (int i = 0; i < kQueries; ++i) {
+            VI& sum = high[i][kBits == 8 ? r : part % 2];
+            sum = quad_dot::Add<kMaxCode, 127>(sum, codes, BroadcastQuad(tile.high[i], quad));
+            if constexpr (kLow) {
+              low[i] = quad_dot::Add<kMaxCode, 64>(low[i], codes, BroadcastQuad(tile.low[i], quad));
+            }
           }
         }
       }
@@ -100,10 +103,11 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
 
 // The same for an FP16 page. Two sums a query, over even and odd dimensions, keep the multipliers
 // busy.
-template <int kQueries>
-HWY_INLINE void Fp16Scores(const std::byte* page, int head_dim, const QueryTile& tile,
+template <int kQueries, int kDim>
+HWY_INLINE void Fp16Scores(const std::byte* page, int any_dim, const QueryTile& tile,
                            float* const* scores) {
   const DF df;
+  const int head_dim = kDim != 0 ? kDim : any_dim;
   for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
     VF even[kQueries], odd[kQueries];
     for (int i = 0; i < kQueries; ++i) even[i] = odd[i] = hn::Zero(df);
@@ -211,23 +215,22 @@ HWY_INLINE void AddQuantizedValues(const std::byte* codes, const std::byte* scal
   }
 }
 
-template <int kQueries>
-HWY_INLINE void AddFp16Values(const std::byte* codes, int head_dim, const float* const* p,
+template <int kQueries, int kDim>
+HWY_INLINE void AddFp16Values(const std::byte* codes, int any_dim, const float* const* p,
                               float* const* values) {
   const DF df;
-  constexpr size_t kVectors = 4;
-  const size_t d = head_dim, lanes = hn::Lanes(df);
+  const size_t d = kDim != 0 ? kDim : any_dim, lanes = hn::Lanes(df);
+  // 64 dimensions at once where there are as many, else 16.
+  constexpr size_t kVectors = kDim % 64 == 0 && kDim != 0 ? 64 / hn::MaxLanes(DF()) : 1;
   for (size_t dim = 0; dim < d; dim += kVectors * lanes) {
-    const size_t vectors = std::min(kVectors, (d - dim) / lanes);
     VF sums[kQueries][kVectors];
     for (int i = 0; i < kQueries; ++i) {
       for (size_t j = 0; j < kVectors; ++j) {
-        sums[i][j] = j < vectors ? hn::LoadU(df, values[i] + dim + j * lanes) : hn::Zero(df);
+        sums[i][j] = hn::LoadU(df, values[i] + dim + j * lanes);
       }
     }
     for (size_t t = 0; t < kTileTokens; ++t) {
       for (size_t j = 0; j < kVectors; ++j) {
-        if (j >= vectors) break;
         const VF v = LoadHalf(codes, t * d + dim + j * lanes);
         for (int i = 0; i < kQueries; ++i) {
           sums[i][j] = hn::MulAdd(hn::Set(df, p[i][t]), v, sums[i][j]);
@@ -235,7 +238,7 @@ HWY_INLINE void AddFp16Values(const std::byte* codes, int head_dim, const float*
       }
     }
     for (int i = 0; i < kQueries; ++i) {
-      for (size_t j = 0; j < vectors; ++j) {
+      for (size_t j = 0; j < kVectors; ++j) {
         hn::StoreU(sums[i][j], df, values[i] + dim + j * lanes);
       }
     }
@@ -294,8 +297,8 @@ HWY_INLINE void PageScores(const std::byte* page, Rung rung, int head_dim, const
     case 8:
       return QuantizedScores<8, kQueries, kDim>(page, scales, head_dim, tile, scores);
     default:
-      return Fp16Scores<kQueries>(page + Fp16PageLayout::KeyOffset(head_dim), head_dim, tile,
-                                  scores);
+      return Fp16Scores<kQueries, kDim>(page + Fp16PageLayout::KeyOffset(head_dim), head_dim, tile,
+                                        scores);
   }
 }
 
@@ -313,8 +316,8 @@ HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, co
     case 8:
       return AddQuantizedValues<8, kQueries, kDim>(codes, scales, head_dim, p, values);
     default:
-      return AddFp16Values<kQueries>(page + Fp16PageLayout::ValueOffset(head_dim), head_dim, p,
-                                     values);
+      return AddFp16Values<kQueries, kDim>(page + Fp16PageLayout::ValueOffset(head_dim), head_dim,
+                                           p, values);
   }
 }
 
