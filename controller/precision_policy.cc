@@ -119,7 +119,7 @@ absl::StatusOr<PrecisionPolicySpec> ParsePrecisionPolicy(std::string_view name) 
 
 RecentRing RingOf(const PrecisionPolicySpec& spec) {
   if (spec.kind == PrecisionPolicySpec::Kind::kFp16) {
-    return {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited, .sink_rung = Rung::kFp16};
+    return {.rung = Rung::kFp16, .tokens = 0, .sink_rung = Rung::kFp16};
   }
   return {.rung = Rung::kK8V8, .tokens = 32, .sink_rung = Rung::kFp16};
 }
@@ -133,7 +133,7 @@ std::unique_ptr<const PrecisionPolicy> MakePrecisionPolicy(const PrecisionPolicy
     case PrecisionPolicySpec::Kind::kRandom:
       return std::make_unique<RandomPolicy>(spec.mix);
   }
-  return nullptr;
+  return std::make_unique<StaticPolicy>(Rung::kFp16);
 }
 
 }  // namespace whit

@@ -58,7 +58,6 @@ class PrecisionPolicy {
   virtual void Decide(const Tokens& tokens, absl::Span<Rung> rungs) const = 0;
 };
 
-// Null for fp16, whose tokens never leave the ring.
 std::unique_ptr<const PrecisionPolicy> MakePrecisionPolicy(const PrecisionPolicySpec& spec);
 
 }  // namespace whit

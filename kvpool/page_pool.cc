@@ -29,11 +29,7 @@ Rung PageRef::rung() const {
   return pool_->slabs_[PagePool::SlabIndex(unit_)].rung;
 }
 std::byte* PageRef::data() const { return pool_->PageData(unit_); }
-bool PageRef::shared() const {
-  absl::MutexLock lock(&pool_->mutex_);
-  const size_t slab = PagePool::SlabIndex(unit_);
-  return pool_->References(slab, pool_->PageIndex(slab, unit_)) > 1;
-}
+bool PageRef::shared() const { return pool_->Shared(unit_); }
 
 void PagePool::FreeDeleter::operator()(uint16_t* p) const { std::free(p); }
 
@@ -182,6 +178,12 @@ void PagePool::DropReference(uint32_t unit) {
   } else if (was_full) {
     LinkSlab(slab);
   }
+}
+
+bool PagePool::Shared(uint32_t unit) {
+  absl::MutexLock lock(&mutex_);
+  const size_t slab = SlabIndex(unit);
+  return References(slab, PageIndex(slab, unit)) > 1;
 }
 
 PagePoolStats PagePool::stats() const {

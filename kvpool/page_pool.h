@@ -39,6 +39,8 @@ class PageRef {
 
  private:
   friend class PagePool;
+  friend class PageTable;
+  // Takes over a reference.
   PageRef(PagePool* pool, uint32_t unit) : pool_(pool), unit_(unit) {}
   PagePool* pool_ = nullptr;
   uint32_t unit_ = 0;
@@ -109,6 +111,7 @@ class PagePool {
   absl::StatusOr<uint32_t> AllocateUnit(Rung rung);
   void AddReference(uint32_t unit);
   void DropReference(uint32_t unit);
+  bool Shared(uint32_t unit);  // has more than one reference
   // Keeps the first failure of a table whose lists grow on several threads.
   void RecordFailure(const absl::Status& failure, absl::Status* status);
 

@@ -40,6 +40,21 @@ bool PageTable::NewPage(Rung rung, int position, PageEntry* page) {
   return true;
 }
 
+bool PageTable::MakeExclusive(PageEntry& page) {
+  if (!pool_->Shared(page.unit)) return true;
+  absl::StatusOr<uint32_t> copy = pool_->AllocateUnit(page.rung);
+  if (!copy.ok()) {
+    pool_->RecordFailure(copy.status(), &status_);
+    return false;
+  }
+  // Slots past the tokens may hold another table's: they are cleared by copying only ours.
+  CopyTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
+             pool_->PageData(*copy));
+  pool_->DropReference(page.unit);
+  page.unit = *copy;
+  return true;
+}
+
 void PageTable::Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows) {
   WriteTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens, count, rows,
               MeanOf(page, layer, kv_head));
@@ -88,6 +103,70 @@ void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
     pool_->DropReference(leaving.unit);
   }
   list.settled_tokens += leaving.tokens;
+  if (list.settled_tokens % kForkTokens == 0) {
+    Mark mark = {.settled = list.settled, .open = list.open};
+    for (int i = 0; i < kNumRungs; ++i) {
+      if (list.open[i] >= 0) mark.open_tokens[i] = list.pages[list.open[i]].tokens;
+    }
+    list.marks.push_back(mark);
+  }
+}
+
+int PageTable::forkable_tokens() const {
+  return static_cast<int>(lists_.back().marks.size()) * kForkTokens;
+}
+
+PageTable PageTable::Fork(int tokens) const {
+  PageTable fork(pool_, {}, ring_, means_);
+  fork.num_kv_heads_ = num_kv_heads_;
+  fork.lists_.resize(lists_.size());
+  if (tokens == 0) return fork;
+  const size_t num_marks = tokens / kForkTokens;
+  for (size_t i = 0; i < lists_.size(); ++i) {
+    const List& from = lists_[i];
+    List& to = fork.lists_[i];
+    const Mark& mark = from.marks[num_marks - 1];
+    to.pages.assign(from.pages.begin(), from.pages.begin() + mark.settled);
+    to.marks.assign(from.marks.begin(), from.marks.begin() + static_cast<ptrdiff_t>(num_marks));
+    to.settled = mark.settled;
+    to.tokens = to.settled_tokens = tokens;
+    to.open = mark.open;
+    for (int rung = 0; rung < kNumRungs; ++rung) {
+      if (mark.open[rung] >= 0) to.pages[mark.open[rung]].tokens = mark.open_tokens[rung];
+    }
+    for (const PageEntry& page : to.pages) pool_->AddReference(page.unit);
+  }
+  return fork;
+}
+
+bool PageTable::Demote(int layer, int kv_head, size_t index, Rung rung, DemotionPass& pass) {
+  List& list = this->list(layer, kv_head);
+  if (index == 0 || index >= static_cast<size_t>(list.settled)) return false;
+  PageEntry& page = list.pages[index];
+  if (page.tokens < kTileTokens || page.rung <= rung) return false;
+  auto it = pass.lowered_.find({page.unit, rung});
+  if (it == pass.lowered_.end()) {
+    absl::StatusOr<PageRef> lower = pool_->Allocate(rung);
+    if (!lower.ok()) return false;
+    const auto d = static_cast<size_t>(pool_->head_dim());
+    std::vector<float> keys(kTileTokens * d), values(kTileTokens * d);
+    const float* mean = MeanOf(page, layer, kv_head);
+    ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), kTileTokens, mean,
+               keys.data(), values.data());
+    WriteTokens(lower->data(), rung, pool_->head_dim(), 0, kTileTokens,
+                {.keys = keys.data(), .values = values.data(), .stride = d}, mean);
+    pool_->AddReference(page.unit);
+    it = pass.lowered_
+             .emplace(std::pair(page.unit, rung),
+                      DemotionPass::Lowered{PageRef(pool_, page.unit), *std::move(lower)})
+             .first;
+  }
+  const uint32_t lower = it->second.to.unit();
+  pool_->AddReference(lower);
+  pool_->DropReference(page.unit);
+  page.unit = lower;
+  page.rung = rung;
+  return true;
 }
 
 void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
@@ -106,6 +185,7 @@ void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
       list.pages.insert(list.pages.begin() + open, fresh);
     }
     PageEntry& target = list.pages[open];
+    if (!MakeExclusive(target)) return;
     // As many as follow at the same rung and fit.
     int count = 1;
     while (i + count < page.tokens && target.tokens + count < kTileTokens &&
@@ -137,7 +217,8 @@ PageTable::Usage PageTable::usage() const {
   Usage usage;
   usage.metadata_bytes = sizeof(*this) + lists_.capacity() * sizeof(List);
   for (const List& list : lists_) {
-    usage.metadata_bytes += list.pages.capacity() * sizeof(PageEntry);
+    usage.metadata_bytes +=
+        list.pages.capacity() * sizeof(PageEntry) + list.marks.capacity() * sizeof(Mark);
     for (const PageEntry& page : list.pages) {
       const auto rung = static_cast<size_t>(page.rung);
       usage.bytes_by_rung[rung] += PageBytes(page.rung, pool_->head_dim());

@@ -5,8 +5,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kvpool/key_means.h"
@@ -18,7 +20,7 @@ namespace whit {
 
 // How a sequence keeps its newest and its first tokens.
 struct RecentRing {
-  // The newest tokens stay at this rung. At FP16 with an unlimited ring nothing is ever quantized.
+  // The newest tokens stay at this rung.
   Rung rung = Rung::kFp16;
   // Tokens behind the newest that are not yet decided. A page leaves the ring when all its tokens
   // are older, so the ring holds up to a page more.
@@ -27,7 +29,21 @@ struct RecentRing {
   // always returns to, and whose rounding to 8 bits alone costs more than that of all other tokens.
   Rung sink_rung = Rung::kFp16;
 
-  static constexpr int kUnlimited = 1 << 30;
+  bool operator==(const RecentRing&) const = default;
+};
+
+// Pages lowered in one pass over all tables, so that a page that several hold is lowered once for
+// all of them. Keeps the old pages until it is destroyed.
+class DemotionPass {
+ public:
+  size_t pages_lowered() const { return lowered_.size(); }
+
+ private:
+  friend class PageTable;
+  struct Lowered {
+    PageRef from, to;
+  };
+  absl::flat_hash_map<std::pair<uint32_t, Rung>, Lowered> lowered_;  // by old page and new rung
 };
 
 // Append-only. Every (layer, KV head) has its own list: settled pages, then the ring's. Attention
@@ -62,6 +78,20 @@ class PageTable {
   // Writes the leaving page's tokens into settled pages, rungs[i] for its i-th token.
   void Settle(int layer, int kv_head, absl::Span<const Rung> rungs);
 
+  // Forks may begin at multiples of this many tokens.
+  static constexpr int kForkTokens = 128;
+  // How many tokens a fork could begin with: all that have left the ring, down to a multiple of
+  // kForkTokens.
+  int forkable_tokens() const;
+  // A table that begins with this one's first `tokens` tokens (a multiple of kForkTokens, at most
+  // forkable_tokens()), as they are settled here.
+  PageTable Fork(int tokens) const;
+
+  // Replaces a full settled page by one of a lower rung with the same tokens. Returns false, and
+  // changes nothing, if there is no room or the page is not full, not settled, the sink or not
+  // above `rung`.
+  bool Demote(int layer, int kv_head, size_t page, Rung rung, DemotionPass& pass);
+
   // All pages of (layer, head), settled ones first. Valid until the list's next change.
   absl::Span<const PageEntry> pages(int layer, int kv_head) const {
     return list(layer, kv_head).pages;
@@ -89,9 +119,16 @@ class PageTable {
   Usage usage() const;
 
  private:
+  // A list as it was when the first kForkTokens * n tokens had left the ring.
+  struct Mark {
+    int settled = 0;
+    std::array<int, kNumRungs> open;
+    std::array<uint8_t, kNumRungs> open_tokens{};  // of open pages
+  };
   struct List {
     List() { open.fill(-1); }
     std::vector<PageEntry> pages;
+    std::vector<Mark> marks;
     int settled = 0;  // the first pages, out of the ring
     int tokens = 0;
     int settled_tokens = 0;
@@ -107,6 +144,8 @@ class PageTable {
     return page.mean_block == PageEntry::kNoMean ? nullptr
                                                  : means_->mean(page.mean_block, layer, kv_head);
   }
+  // Gives the table a page of its own with the same tokens if others hold this one.
+  bool MakeExclusive(PageEntry& page);
   void Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows);
   // The page's tokens in order, to the open pages of their rungs.
   void Scatter(int layer, int kv_head, const PageEntry& page, absl::Span<const Rung> rungs);

@@ -37,7 +37,8 @@ TEST(PrecisionPolicyTest, StaticGivesEveryTokenItsRung) {
   std::vector<Rung> rungs(16, Rung::kFp16);
   policy->Decide({.layer = 1, .kv_head = 2, .first_position = 32}, absl::MakeSpan(rungs));
   for (Rung rung : rungs) EXPECT_EQ(rung, Rung::kK4V2);
-  EXPECT_EQ(MakePrecisionPolicy(*ParsePrecisionPolicy("fp16")), nullptr);
+  MakePrecisionPolicy(*ParsePrecisionPolicy("fp16"))->Decide({}, absl::MakeSpan(rungs));
+  for (Rung rung : rungs) EXPECT_EQ(rung, Rung::kFp16);
 }
 
 TEST(PrecisionPolicyTest, RandomKeepsItsProportionsAndItsChoices) {

@@ -2,7 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <random>
@@ -12,7 +13,7 @@
 namespace whit {
 namespace {
 
-constexpr RecentRing kExact = {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited};
+constexpr RecentRing kExact = {.rung = Rung::kFp16, .tokens = 1 << 20};
 constexpr Rung kAllRungs[] = {Rung::kK2V2, Rung::kK4V2, Rung::kK4V4,
                               Rung::kK8V4, Rung::kK8V8, Rung::kFp16};
 
@@ -150,6 +151,136 @@ TEST(PageTableTest, SettlingBehavesLikeASimpleModel) {
   EXPECT_EQ(usage.page_bytes, pool->stats().used_bytes);
   EXPECT_EQ(std::accumulate(usage.tokens_by_rung.begin(), usage.tokens_by_rung.end(), int64_t{0}),
             int64_t{kTokens} * kHeads);
+}
+
+// A table whose settled tokens have random rungs, and what each list reads as at every fork point.
+struct ForkableTable {
+  static constexpr int kDim = 32, kHeads = 2;
+
+  explicit ForkableTable(PagePool* pool)
+      : table(pool, {.num_layers = 1, .num_kv_heads = kHeads}, {.rung = Rung::kK8V8, .tokens = 32},
+              nullptr),
+        tokens(2000, kDim) {}
+
+  static void AppendTo(PageTable& table, const Tokens& tokens, int count, std::mt19937& rng) {
+    const int first = table.num_tokens();
+    for (int head = 0; head < kHeads; ++head) {
+      for (int i = 0; i < count; ++i) {
+        table.Append(0, head, 1, tokens.From(first + i, kDim));
+        PageTable::LeavingPage page;
+        while (table.NextLeaving(0, head, &page)) {
+          std::vector<Rung> rungs(page.tokens);
+          for (Rung& rung : rungs) rung = kAllRungs[rng() % kNumRungs];
+          table.Settle(0, head, rungs);
+        }
+      }
+    }
+  }
+
+  PageTable table;
+  Tokens tokens;
+};
+
+// The tokens of a list, by what their values say, sorted.
+std::vector<int> TokensIn(const PageTable& table, int head) {
+  constexpr int kDim = ForkableTable::kDim;
+  std::vector<float> keys, values;
+  table.Read(0, head, &keys, &values);
+  std::vector<int> found;
+  for (size_t i = 0; i < values.size(); i += kDim) {
+    const double sum = std::accumulate(&values[i], &values[i + kDim], 0.0);
+    found.push_back(static_cast<int>(std::lround(-sum / kDim)) - 1);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::vector<int> FirstTokens(int count) {
+  std::vector<int> tokens(count);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  return tokens;
+}
+
+TEST(PageTableTest, ForksShareFullPagesAndGoTheirOwnWay) {
+  const auto pool = MakePool(60, ForkableTable::kDim);
+  std::mt19937 rng(8);
+  {
+    ForkableTable a(pool.get());
+    ForkableTable::AppendTo(a.table, a.tokens, 500, rng);
+    EXPECT_EQ(a.table.forkable_tokens(), 384);  // 128 * 3: 464 tokens have left
+    std::vector<PageTable> forks;
+    for (int tokens : {0, 128, 384}) {
+      const size_t before = pool->stats().used_bytes;
+      forks.push_back(a.table.Fork(tokens));
+      EXPECT_EQ(pool->stats().used_bytes, before);
+      EXPECT_EQ(forks.back().num_tokens(), tokens);
+      EXPECT_EQ(forks.back().forkable_tokens(), tokens);
+      for (int head : {0, 1}) EXPECT_EQ(TokensIn(forks.back(), head), FirstTokens(tokens));
+    }
+    // All go on, the original as well; nobody sees another's tokens.
+    ForkableTable::AppendTo(a.table, a.tokens, 100, rng);
+    for (size_t i = 0; i < forks.size(); ++i) {
+      ForkableTable::AppendTo(forks[i], a.tokens, 150 + 10 * static_cast<int>(i), rng);
+    }
+    for (int head : {0, 1}) {
+      EXPECT_EQ(TokensIn(a.table, head), FirstTokens(600));
+      for (const PageTable& fork : forks) {
+        EXPECT_EQ(TokensIn(fork, head), FirstTokens(fork.num_tokens()));
+      }
+    }
+    // A fork of a fork, after the original is gone.
+    PageTable again = forks[2].Fork(forks[2].forkable_tokens());
+    a.table = PageTable(pool.get(), {.num_layers = 1, .num_kv_heads = 1}, kExact, nullptr);
+    forks.clear();
+    EXPECT_EQ(TokensIn(again, 1), FirstTokens(again.num_tokens()));
+    EXPECT_TRUE(pool->CheckInvariants().ok());
+  }
+  EXPECT_EQ(pool->stats().used_bytes, 0u);
+}
+
+TEST(PageTableTest, ASharedPageIsDemotedOnceForAllHolders) {
+  const auto pool = MakePool(60, ForkableTable::kDim);
+  std::mt19937 rng(8);
+  ForkableTable a(pool.get());
+  ForkableTable::AppendTo(a.table, a.tokens, 500, rng);
+  PageTable fork = a.table.Fork(384);
+  const size_t before = pool->stats().used_bytes;
+  size_t lowered = 0;
+  {
+    DemotionPass pass;
+    for (PageTable* table : {&a.table, &fork}) {
+      for (int head : {0, 1}) {
+        for (size_t i = 0; i < table->pages(0, head).size(); ++i) {
+          const PageEntry page = table->pages(0, head)[i];
+          const bool done = table->Demote(0, head, i, Rung::kK2V2, pass);
+          EXPECT_EQ(done, i > 0 && page.tokens == 16 && page.rung > Rung::kK2V2 &&
+                              table->pages(0, head)[i].rung == Rung::kK2V2);
+          if (done && table == &a.table) ++lowered;
+        }
+      }
+    }
+    EXPECT_EQ(pass.pages_lowered(), lowered);     // the fork's were lowered with the original's
+    EXPECT_GT(pool->stats().used_bytes, before);  // the old pages live until the pass ends
+  }
+  std::map<uint32_t, size_t> held;
+  for (const PageTable* table : {&a.table, &fork}) {
+    for (int head : {0, 1}) {
+      for (const PageEntry& page : table->pages(0, head)) {
+        held[page.unit] = PageBytes(page.rung, ForkableTable::kDim);
+      }
+    }
+  }
+  size_t bytes = 0;
+  for (const auto& [unit, page_bytes] : held) bytes += page_bytes;
+  EXPECT_EQ(pool->stats().used_bytes, bytes);
+  EXPECT_LT(bytes, before);
+  for (int head : {0, 1}) {
+    EXPECT_EQ(TokensIn(a.table, head), FirstTokens(500));
+    EXPECT_EQ(TokensIn(fork, head), FirstTokens(384));
+    // Full pages of the fork's part are the same pages still.
+    EXPECT_EQ(a.table.pages(0, head)[1].unit, fork.pages(0, head)[1].unit);
+  }
+  EXPECT_TRUE(pool->CheckInvariants().ok());
 }
 
 TEST(PageTableTest, AFullPoolIsReportedAndTheTableStaysConsistent) {

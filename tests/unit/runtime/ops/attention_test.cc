@@ -97,7 +97,7 @@ struct RandomSequence {
   AttentionQueries queries;
 };
 
-constexpr RecentRing kExactRing = {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited};
+constexpr RecentRing kExactRing = {.rung = Rung::kFp16, .tokens = 1 << 20};
 
 double Norm2(const std::vector<float>& v) {
   double sum = 0;
