@@ -1,4 +1,5 @@
-// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is work.
+// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is
+// work.
 #ifndef WHIT_RUNTIME_ENGINE_ENGINE_H_
 #define WHIT_RUNTIME_ENGINE_ENGINE_H_
 
@@ -68,22 +69,22 @@ struct EngineObserver {
 // Threads: all public methods may be called from any thread.
 class Engine {
  public:
-  // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the pool
-  // cannot hold even one token's pages.
+  // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the
+  // pool cannot hold even one token's pages.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options, Model& model,
                                                         const Tokenizer& tokenizer,
                                                         EngineObserver observer = {});
   // Cancels what is left, then joins the thread.
   ~Engine();
 
-  // A place in the queue, taken before any tokenizing is spent on a request; given back when it dies
-  // unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
+  // A place in the queue, taken before any tokenizing is spent on a request; given back when it
+  // dies unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
   class Ticket;
   absl::StatusOr<Ticket> Admit();
 
-  // Queues the request. On error the sink is never called; otherwise it gets exactly one completion.
-  // INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit), RESOURCE_EXHAUSTED
-  // (too many prompt tokens are waiting). Returns a number for Cancel.
+  // Queues the request. On error the sink is never called; otherwise it gets exactly one
+  // completion. INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit),
+  // RESOURCE_EXHAUSTED (too many prompt tokens are waiting). Returns a number for Cancel.
   absl::StatusOr<uint64_t> Submit(Ticket ticket, Request request, std::shared_ptr<TokenSink> sink);
 
   // Asks that a request end; its completion follows, its pages free by then. Unknown numbers are
@@ -117,7 +118,8 @@ class Engine::Ticket {
   Impl* engine_;
 };
 
-// The ranges of proto/whit/v1, checked for the model at hand. INVALID_ARGUMENT names field and bound.
+// The ranges of proto/whit/v1, checked for the model at hand. INVALID_ARGUMENT names field and
+// bound.
 absl::Status ValidateRequest(const Request& request, const ModelConfig& config);
 
 }  // namespace whit

@@ -11,7 +11,7 @@ namespace whit {
 size_t ArgMax(const float* x, size_t n);
 
 // out[i] = exp((x[i] - x[max]) * scale), so that the largest is exactly 1; returns their sum.
-// `max` is ArgMax(x, n), `scale` > 0.
+// `max` is ArgMax(x, n), `scale` > 0. out may be x.
 double ExpWeights(const float* x, size_t n, size_t max, float scale, float* out);
 
 // log(sum exp(x)); `max` is ArgMax(x, n).
