@@ -25,12 +25,15 @@ namespace whit {
 
 struct EngineOptions {
   size_t kv_cache_bytes = size_t{512} << 20;
-  int max_running_requests = 64;
+  int max_running_requests = 64;  // at most max_step_tokens
   int max_waiting_requests = 256;
   int64_t max_waiting_prompt_tokens = 1 << 20;
-  // Tokens of one step: decodes first, prompts take what is left.
-  int max_step_tokens = 256;
-  PrecisionPolicySpec kv_policy;
+  // Tokens of one step: decodes first, prompts take what is left. At most Model::kMaxForwardTokens.
+  int max_step_tokens = 512;
+  // Prompt tokens of a step in which streams decode: what a prompt adds to their inter-token
+  // latency.
+  int prefill_chunk_tokens = 64;
+  PrecisionPolicySpec kv_policy{};
 };
 
 // One consistent view, taken at the end of a step.
@@ -117,10 +120,6 @@ class Engine::Ticket {
   explicit Ticket(Impl* engine) : engine_(engine) {}
   Impl* engine_;
 };
-
-// The ranges of proto/whit/v1, checked for the model at hand. INVALID_ARGUMENT names field and
-// bound.
-absl::Status ValidateRequest(const Request& request, const ModelConfig& config);
 
 }  // namespace whit
 

@@ -45,6 +45,12 @@ struct Request {
   PrecisionPolicySpec kv_policy{};
 };
 
+struct ModelConfig;
+
+// The ranges of proto/whit/v1, and those of the model at hand. INVALID_ARGUMENT names the field,
+// its value and the bound.
+absl::Status ValidateRequest(const Request& request, const ModelConfig& model);
+
 enum class FinishReason { kStop, kLength, kCancelled, kDeadline, kError };
 
 struct TokenAlternative {

@@ -43,6 +43,8 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return *weights_; }
+  // Between two calls of Forward its caller may use the threads.
+  ThreadPool& thread_pool() const { return pool_; }
 
   // Runs all slices in one pass and appends their keys and values to their tables. Returns the
   // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
