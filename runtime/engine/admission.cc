@@ -24,19 +24,9 @@ absl::Status Draining() {
                    "the server is draining; it takes no new requests");
 }
 
-// The rung that a request's tokens take at most.
-Rung ReservedRung(const PrecisionPolicySpec& policy) {
-  switch (policy.kind) {
-    case PrecisionPolicySpec::Kind::kFp16:
-      break;
-  }
-  return Rung::kFp16;
-}
-
 // Pages are allotted in every layer and KV head at once.
-size_t TileBytes(const PrecisionPolicySpec& policy, const ModelConfig& model) {
-  return size_t{1} * model.num_layers * model.num_kv_heads *
-         PageBytes(ReservedRung(policy), model.head_dim);
+size_t TileBytes(const PrecisionPolicySpec& /*policy*/, const ModelConfig& model) {
+  return size_t{1} * model.num_layers * model.num_kv_heads * PageBytes(Rung::kFp16, model.head_dim);
 }
 
 }  // namespace

@@ -16,7 +16,8 @@
 
 namespace whit {
 
-// Bytes of pages that `tokens` tokens of one sequence take at most under `policy`.
+// Bytes of pages that `tokens` tokens of one sequence take at most under `policy`. For now that is
+// what they take at FP16, whatever the policy.
 size_t ReservationBytes(const PrecisionPolicySpec& policy, const ModelConfig& model,
                         int64_t tokens);
 

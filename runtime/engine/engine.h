@@ -41,8 +41,9 @@ struct EngineSnapshot {
   PagePoolStats pool;
   size_t reserved_bytes = 0;
   size_t fp16_equivalent_bytes = 0;
+  // Places for tokens in the pages handed out, averaged over layers and KV heads.
   std::array<double, kNumRungs> tokens_by_rung{};
-  double mean_bits = 0;
+  double mean_bits = 0;  // true bits per element of the running sequences; 0 if there are none
   int64_t headroom_tokens_floor = 0;
   int64_t headroom_tokens_current = 0;
   int running = 0;

@@ -49,8 +49,7 @@ void EngineCore::Step(absl::Time now) {
   TakeIn(queue_.Take(now), now);
   RetireEnded();
 
-  std::vector<PlannedSlice> plan = Plan();
-  ExtendTables(plan);
+  const std::vector<PlannedSlice> plan = Plan();
   if (!plan.empty()) {
     ReadLogits(RunModel(plan));
     Deliver();
@@ -63,7 +62,7 @@ void EngineCore::Step(absl::Time now) {
 void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
   for (QueuedRequest& queued : intake.started) {
     running_.push_back(
-        std::make_unique<Sequence>(std::move(queued), model_.config(), *pool_, tokenizer_, now));
+        std::make_unique<Sequence>(std::move(queued), model_, *pool_, tokenizer_, now));
   }
   for (const QueuedRequest& queued : intake.cancelled) {
     ended_.push_back({queued.sink, CompletionWithoutRunning(queued, FinishReason::kCancelled,
@@ -93,40 +92,35 @@ std::vector<PlannedSlice> EngineCore::Plan() const {
   return PlanStep(step_limits_, views);
 }
 
-void EngineCore::ExtendTables(std::vector<PlannedSlice>& plan) {
-  std::erase_if(plan, [this](const PlannedSlice& slice) {
-    Sequence& sequence = *running_[slice.sequence];
-    const absl::Status status = sequence.kv().Extend(slice.num_tokens);
-    if (status.ok()) return false;
-    sequence.End(FinishReason::kError,
-                 absl::InternalError(absl::StrFormat(
-                     "defect in request %d: no pages for %d tokens in spite of its reservation: %s",
-                     sequence.number(), slice.num_tokens, std::string(status.message()))));
-    return true;
-  });
-}
-
 std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice> plan) {
   std::vector<ForwardSlice> slices;
   for (const PlannedSlice& planned : plan) {
     Sequence& sequence = *running_[planned.sequence];
-    slices.push_back({.tokens = sequence.NextTokens(planned.num_tokens),
-                      .first_position = sequence.kv().num_tokens(),
-                      .kv = &sequence.kv(),
-                      .logits = planned.logits});
+    slices.push_back(sequence.NextSlice(planned.num_tokens, planned.logits));
     if (sequence.generated_tokens() == 0) tally_.prompt_tokens += planned.num_tokens;
   }
   absl::Span<const float> logits = model_.Forward(slices);
 
   const size_t vocab_size = model_.config().vocab_size;
   std::vector<Row> rows;
-  for (const PlannedSlice& planned : plan) {
-    Sequence& sequence = *running_[planned.sequence];
-    for (int i = NumRows(planned); i > 0; --i) {
+  for (size_t i = 0; i < plan.size(); ++i) {
+    Sequence& sequence = *running_[plan[i].sequence];
+    const int num_rows = NumRows(plan[i]);
+    const absl::Span<const float> own = logits.first(num_rows * vocab_size);
+    logits.remove_prefix(own.size());
+    if (const absl::Status& status = sequence.kv().status(); !status.ok()) {
+      sequence.End(
+          FinishReason::kError,
+          absl::InternalError(absl::StrFormat(
+              "defect in request %d: its reservation of %d bytes did not hold: %s",
+              sequence.number(), sequence.reservation_bytes(), std::string(status.message()))));
+      continue;
+    }
+    const int end = slices[i].first_position + plan[i].num_tokens;
+    for (int row = 0; row < num_rows; ++row) {
       rows.push_back({.sequence = &sequence,
-                      .position = sequence.kv().num_tokens() - i,
-                      .logits = logits.first(vocab_size)});
-      logits.remove_prefix(vocab_size);
+                      .position = end - num_rows + row,
+                      .logits = own.subspan(row * vocab_size, vocab_size)});
     }
   }
   return rows;
@@ -200,19 +194,21 @@ void EngineCore::RetireEnded() {
 }
 
 void EngineCore::PublishFigures() {
+  const PagePoolStats pool = pool_->stats();
   size_t tokens = 0, metadata_bytes = 0;
-  for (const std::unique_ptr<Sequence>& sequence : running_) {
-    tokens += sequence->kv().num_tokens();
-    metadata_bytes += sequence->kv().metadata_bytes();
+  for (const std::unique_ptr<Sequence>& sequence : running_) tokens += sequence->kv().num_tokens();
+  const ModelConfig& model = model_.config();
+  const double lists = model.num_layers * model.num_kv_heads;
+  for (int i = 0; i < kNumRungs; ++i) {
+    published_.tokens_by_rung[i] = static_cast<double>(pool.pages_by_rung[i]) * kTileTokens / lists;
+    metadata_bytes += pool.pages_by_rung[i] * sizeof(PageEntry);
   }
-  const size_t elements = tokens * model_.config().kv_elements_per_token();
-  published_.pool = pool_->stats();
+  const size_t elements = tokens * model.kv_elements_per_token();
+  published_.pool = pool;
   published_.fp16_equivalent_bytes = elements * sizeof(uint16_t);
-  published_.tokens_by_rung[static_cast<size_t>(Rung::kFp16)] = static_cast<double>(tokens);
-  published_.mean_bits =
-      elements == 0 ? 0
-                    : 8.0 * static_cast<double>(published_.pool.used_bytes + metadata_bytes) /
-                          static_cast<double>(elements);
+  published_.mean_bits = elements == 0 ? 0
+                                       : 8 * static_cast<double>(pool.used_bytes + metadata_bytes) /
+                                             static_cast<double>(elements);
 }
 
 EngineSnapshot EngineCore::snapshot() const {

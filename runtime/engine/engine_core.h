@@ -55,8 +55,6 @@ class EngineCore {
 
   void TakeIn(RequestQueue::Intake intake, absl::Time now);
   std::vector<PlannedSlice> Plan() const;
-  // Drops the slices of sequences for which the pool has no room: a defect, which ends them.
-  void ExtendTables(std::vector<PlannedSlice>& plan);
   std::vector<Row> RunModel(absl::Span<const PlannedSlice> plan);
   void ReadLogits(absl::Span<const Row> rows);
   void Deliver();

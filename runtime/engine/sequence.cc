@@ -1,20 +1,18 @@
 #include "runtime/engine/sequence.h"
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 #include <utility>
 
-#include "kvpool/rung.h"
-
 namespace whit {
 
-Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PagePool& pool,
+Sequence::Sequence(QueuedRequest queued, const Model& model, PagePool& pool,
                    const Tokenizer& tokenizer, absl::Time started)
     : queued_(std::move(queued)),
-      model_(model),
+      model_(model.config()),
       tokenizer_(tokenizer),
-      kv_(&pool, model.num_layers, model.num_kv_heads),
+      policy_(MakePrecisionPolicy(request().kv_policy)),
+      kv_(model.NewPageTable(pool, RingOf(request().kv_policy))),
       tokens_(std::move(queued_.request.prompt)),
       prompt_tokens_(tokens_.size()),
       sampler_(request().sampling, tokens_),
@@ -31,8 +29,16 @@ SequenceView Sequence::view() const {
   return {.prompt_tokens = left, .scored_tokens = std::min(left, request().score_tokens)};
 }
 
-absl::Span<const int32_t> Sequence::NextTokens(int count) const {
-  return absl::MakeConstSpan(tokens_).subspan(kv_.num_tokens(), count);
+ForwardSlice Sequence::NextSlice(int num_tokens, ForwardSlice::Logits logits) {
+  const SequenceView left = view();
+  const int first = kv_.num_tokens();
+  return {.tokens = absl::MakeConstSpan(tokens_).subspan(first, num_tokens),
+          .first_position = first,
+          .kv = &kv_,
+          .policy = policy_.get(),
+          .activation_bits = left.decoding ? ActivationBits::k16 : ActivationBits::k8,
+          .prompt_continues = num_tokens < left.prompt_tokens,
+          .logits = logits};
 }
 
 TokenOutput Sequence::ReadLogits(int position, absl::Span<const float> logits,
@@ -111,24 +117,18 @@ Completion Sequence::MakeCompletion(absl::Time now) const {
 }
 
 KvUsage Sequence::MeasureKv() const {
-  KvUsage usage;
-  usage.true_bytes = kv_.page_bytes() + kv_.metadata_bytes();
+  const PageTable::Usage held = kv_.usage();
   const size_t elements = kv_.num_tokens() * model_.kv_elements_per_token();
-  usage.fp16_equivalent_bytes = elements * sizeof(uint16_t);
-  if (elements > 0) usage.mean_bits = 8.0 * static_cast<double>(usage.true_bytes) / elements;
-  std::array<size_t, kNumRungs> tokens{};
-  for (int layer = 0; layer < model_.num_layers; ++layer) {
-    for (int head = 0; head < model_.num_kv_heads; ++head) {
-      for (const PageEntry& page : kv_.pages(layer, head)) {
-        const auto rung = static_cast<size_t>(page.rung);
-        tokens[rung] += page.tokens;
-        usage.bytes_by_rung[rung] += PageBytes(page.rung, model_.head_dim);
-      }
-    }
+  KvUsage usage = {.true_bytes = held.page_bytes + held.metadata_bytes,
+                   .fp16_equivalent_bytes = elements * sizeof(uint16_t),
+                   .bytes_by_rung = held.bytes_by_rung};
+  if (elements > 0) {
+    usage.mean_bits = 8 * static_cast<double>(usage.true_bytes) / static_cast<double>(elements);
   }
   const double lists = model_.num_layers * model_.num_kv_heads;
-  for (int i = 0; i < kNumRungs; ++i)
-    usage.tokens_by_rung[i] = static_cast<double>(tokens[i]) / lists;
+  for (int i = 0; i < kNumRungs; ++i) {
+    usage.tokens_by_rung[i] = static_cast<double>(held.tokens_by_rung[i]) / lists;
+  }
   return usage;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,12 +12,13 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
-#include "runtime/model/model_config.h"
+#include "runtime/model/model.h"
 #include "runtime/text/stop_matcher.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/utf8.h"
@@ -29,9 +31,9 @@ namespace whit {
 // Threads: the engine's, but for ReadLogits.
 class Sequence {
  public:
-  // `model`, `pool` and `tokenizer` outlive it.
-  Sequence(QueuedRequest queued, const ModelConfig& model, PagePool& pool,
-           const Tokenizer& tokenizer, absl::Time started);
+  // All references outlive it.
+  Sequence(QueuedRequest queued, const Model& model, PagePool& pool, const Tokenizer& tokenizer,
+           absl::Time started);
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
 
@@ -39,12 +41,12 @@ class Sequence {
   const Request& request() const { return queued_.request; }
   const std::shared_ptr<TokenSink>& sink() const { return queued_.sink; }
   size_t reservation_bytes() const { return queued_.reservation_bytes; }
-  PageTable& kv() { return kv_; }
+  const PageTable& kv() const { return kv_; }
 
   // What is left to run.
   SequenceView view() const;
-  // The first `count` of the tokens that the KV cache does not hold yet.
-  absl::Span<const int32_t> NextTokens(int count) const;
+  // The first `num_tokens` of the tokens that the KV cache does not hold yet.
+  ForwardSlice NextSlice(int num_tokens, ForwardSlice::Logits logits);
 
   // What a row of logits says of the token after `position`: chooses that token, or scores it if
   // the request brought it along. Rows of one scored sequence may be read on several threads at
@@ -73,6 +75,7 @@ class Sequence {
   QueuedRequest queued_;
   const ModelConfig& model_;
   const Tokenizer& tokenizer_;
+  const std::unique_ptr<const PrecisionPolicy> policy_;
   PageTable kv_;
 
   std::vector<int32_t> tokens_;  // the prompt, then what was generated

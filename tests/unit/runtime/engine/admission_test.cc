@@ -48,12 +48,20 @@ TEST(ReservationBytesTest, WhatIsReservableCanBeAllocated) {
     const size_t reservable = ReservableBytes(model, pool->stats().capacity_bytes);
     EXPECT_LE(reservable, pool->stats().capacity_bytes);
     std::vector<PageTable> tables;
+    const std::vector<float> row(head_dim, 0.0f);
     size_t reserved = 0;
     for (int tokens = 1;; tokens = tokens % 40 + 1) {
       reserved += ReservationBytes(kFp16, model, tokens);
       if (reserved > reservable) break;
-      tables.emplace_back(pool.get(), model.num_layers, model.num_kv_heads);
-      for (int i = 0; i < tokens; ++i) ASSERT_TRUE(tables.back().Extend(1).ok()) << head_dim;
+      PageTable& table = tables.emplace_back(
+          pool.get(), PageTable::Shape{model.num_layers, model.num_kv_heads}, RingOf(kFp16),
+          /*means=*/nullptr);
+      for (int i = 0; i < tokens * model.num_layers * model.num_kv_heads; ++i) {
+        const int list = i % (model.num_layers * model.num_kv_heads);
+        table.Append(list / model.num_kv_heads, list % model.num_kv_heads, 1,
+                     {.keys = row.data(), .values = row.data(), .stride = row.size()});
+      }
+      ASSERT_TRUE(table.status().ok()) << table.status();
     }
   }
 }

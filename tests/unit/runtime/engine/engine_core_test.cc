@@ -147,20 +147,30 @@ TEST_F(EngineCoreTest, ReportsSumUp) {
 
 TEST_F(EngineCoreTest, GreedyOutputDoesNotDependOnTheCompany) {
   constexpr int kRequests = 12;
-  std::vector<std::vector<int32_t>> alone;
-  for (uint32_t i = 0; i < kRequests; ++i) {
-    Client client;
-    Request request = runtime_->GreedyRequest(runtime_->Prompt(1 + 37 * i, i), 20 + i);
-    request.logprobs = 2;
-    Submit(request, client);
-    alone.push_back(Finish(client).ids());
+  for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=1,K8V4=1"}) {
+    // Prompts are run in other slices in company: alone up to 512 tokens at once, then 64 and less.
+    std::vector<Request> requests;
+    for (int i = 0; i < kRequests; ++i) {
+      requests.push_back(
+          runtime_->GreedyRequest(runtime_->Prompt(1 + 59 * i, /*seed=*/i), 20 + 5 * i));
+      requests.back().kv_policy = *ParsePrecisionPolicy(policy);
+    }
+    std::vector<std::vector<int32_t>> alone;
+    for (const Request& request : requests) {
+      Client client;
+      Submit(request, client);
+      alone.push_back(Finish(client).ids());
+    }
+    std::vector<Client> clients(kRequests);
+    for (int i = 0; i < kRequests; ++i) {
+      Submit(requests[i], clients[i]);
+      if (i % 3 == 0) Step();
+    }
+    for (int i = 0; i < kRequests; ++i) {
+      EXPECT_EQ(Finish(clients[i]).ids(), alone[i]) << policy << " " << i;
+    }
+    ExpectEmpty();
   }
-  std::vector<Client> clients(kRequests);
-  for (uint32_t i = 0; i < kRequests; ++i) {
-    Submit(runtime_->GreedyRequest(runtime_->Prompt(1 + 37 * i, i), 20 + i), clients[i]);
-    if (i % 3 == 0) Step();
-  }
-  for (uint32_t i = 0; i < kRequests; ++i) EXPECT_EQ(Finish(clients[i]).ids(), alone[i]) << i;
 }
 
 TEST_F(EngineCoreTest, SampledOutputFollowsFromSeedAndPromptAlone) {
@@ -365,7 +375,7 @@ TEST_F(EngineCoreTest, LogprobsDescribeTheModelsDistribution) {
   const Client::Received& received = Finish(client);
   std::vector<int32_t> tokens = prompt;
   for (int32_t id : received.ids()) tokens.push_back(id);
-  const auto rows = runtime_->ReferenceLogits(tokens);
+  const auto rows = runtime_->ReferenceLogits(tokens, prompt.size());
   SamplerScratch scratch;
   for (size_t i = 0; i < received.tokens.size(); ++i) {
     const TokenOutput& got = received.tokens[i];
@@ -387,7 +397,7 @@ TEST_F(EngineCoreTest, ScoresEqualTheReference) {
     Submit(runtime_->GreedyRequest(runtime_->Prompt(5), 3), company);
     Submit(request, client);
     const Client::Received& received = Finish(client);
-    const auto rows = runtime_->ReferenceLogits(tokens);
+    const auto rows = runtime_->ReferenceLogits(tokens, tokens.size());
     ASSERT_EQ(received.tokens.size(), static_cast<size_t>(scored));
     SamplerScratch scratch;
     for (int i = 0; i < scored; ++i) {
@@ -419,6 +429,20 @@ TEST_F(EngineCoreTest, TheCompletionTellsWhatThePagesHeld) {
   EXPECT_GT(completion.kv.mean_bits, 16.0 * 48 / 33);
 }
 
+TEST_F(EngineCoreTest, ARequestsPolicyDecidesItsRungs) {
+  Client client;
+  Request request = runtime_->GreedyRequest(runtime_->Prompt(400), 20);
+  request.kv_policy = *ParsePrecisionPolicy("static:K4V4");
+  Submit(request, client);
+  const KvUsage kv = Finish(client).completion->kv;
+  EXPECT_EQ(kv.tokens_by_rung[static_cast<size_t>(Rung::kFp16)], kTileTokens);  // the sink
+  EXPECT_GT(kv.tokens_by_rung[static_cast<size_t>(Rung::kK4V4)], 300);
+  double tokens = 0;
+  for (double at_rung : kv.tokens_by_rung) tokens += at_rung;
+  EXPECT_EQ(tokens, 419);
+  EXPECT_LT(kv.true_bytes, kv.fp16_equivalent_bytes * 2 / 3);
+}
+
 TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   EngineSnapshot snapshot = core_->snapshot();
   const int64_t all = snapshot.headroom_tokens_floor;
@@ -435,7 +459,7 @@ TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   EXPECT_EQ(snapshot.pool.used_bytes, 32 * model().kv_elements_per_token() * 2);
   EXPECT_EQ(snapshot.fp16_equivalent_bytes, snapshot.pool.used_bytes);
   EXPECT_EQ(snapshot.headroom_tokens_floor, all - 64);
-  EXPECT_EQ(snapshot.tokens_by_rung[static_cast<size_t>(Rung::kFp16)], 32);
+  EXPECT_EQ(snapshot.tokens_by_rung[static_cast<size_t>(Rung::kFp16)], 32);  // two full pages
   EXPECT_GT(snapshot.mean_bits, 16);
   Finish(client);
   snapshot = core_->snapshot();

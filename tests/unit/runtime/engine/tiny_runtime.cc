@@ -1,7 +1,6 @@
 #include "tests/unit/runtime/engine/tiny_runtime.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <iterator>
 #include <random>
 #include <utility>
@@ -15,18 +14,19 @@ namespace {
 
 // A table of pages in a pool of its own.
 struct OwnTable {
-  explicit OwnTable(const ModelConfig& model)
+  explicit OwnTable(const Model& model)
       : pool(*PagePool::Create(
-            {.capacity_bytes = 64 * PagePool::kSlabBytes, .head_dim = model.head_dim})),
-        kv(pool.get(), model.num_layers, model.num_kv_heads) {}
+            {.capacity_bytes = 64 * PagePool::kSlabBytes, .head_dim = model.config().head_dim})),
+        kv(model.NewPageTable(*pool, RingOf({}))) {}
   std::unique_ptr<PagePool> pool;
   PageTable kv;
 };
 
-absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token) {
-  if (!kv.Extend(1).ok()) std::abort();
-  return model.Forward({ForwardSlice{
-      .tokens = absl::MakeConstSpan(&token, 1), .first_position = kv.num_tokens(), .kv = &kv}});
+absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token, ActivationBits bits) {
+  return model.Forward({ForwardSlice{.tokens = absl::MakeConstSpan(&token, 1),
+                                     .first_position = kv.num_tokens(),
+                                     .kv = &kv,
+                                     .activation_bits = bits}});
 }
 
 }  // namespace
@@ -55,12 +55,13 @@ Request TinyRuntime::GreedyRequest(std::vector<int32_t> prompt, int64_t max_new_
   return request;
 }
 
-std::vector<std::vector<float>> TinyRuntime::ReferenceLogits(
-    const std::vector<int32_t>& tokens) const {
-  OwnTable table(model->config());
+std::vector<std::vector<float>> TinyRuntime::ReferenceLogits(const std::vector<int32_t>& tokens,
+                                                             size_t prompt_tokens) const {
+  OwnTable table(*model);
   std::vector<std::vector<float>> rows;
   for (size_t i = 0; i + 1 < tokens.size(); ++i) {
-    const absl::Span<const float> logits = RunOne(*model, table.kv, tokens[i]);
+    const absl::Span<const float> logits = RunOne(
+        *model, table.kv, tokens[i], i < prompt_tokens ? ActivationBits::k8 : ActivationBits::k16);
     rows.emplace_back(logits.begin(), logits.end());
   }
   return rows;
@@ -68,16 +69,16 @@ std::vector<std::vector<float>> TinyRuntime::ReferenceLogits(
 
 std::vector<int32_t> TinyRuntime::ReferenceGreedy(const std::vector<int32_t>& prompt,
                                                   int num_tokens) const {
-  OwnTable table(model->config());
-  std::vector<int32_t> tokens = prompt;
-  while (tokens.size() < prompt.size() + num_tokens) {
-    const absl::Span<const float> logits = RunOne(*model, table.kv, tokens[table.kv.num_tokens()]);
-    if (table.kv.num_tokens() < static_cast<int>(tokens.size())) continue;
-    tokens.push_back(
+  OwnTable table(*model);
+  absl::Span<const float> logits;
+  for (int32_t token : prompt) logits = RunOne(*model, table.kv, token, ActivationBits::k8);
+  std::vector<int32_t> generated;
+  while (true) {
+    generated.push_back(
         static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+    if (static_cast<int>(generated.size()) == num_tokens) return generated;
+    logits = RunOne(*model, table.kv, generated.back(), ActivationBits::k16);
   }
-  tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(prompt.size()));
-  return tokens;
 }
 
 std::string TinyRuntime::Text(const std::vector<int32_t>& tokens) const {

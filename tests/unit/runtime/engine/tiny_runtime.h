@@ -29,9 +29,11 @@ struct TinyRuntime {
   std::vector<int32_t> Prompt(int length, uint32_t seed = 1) const;
   Request GreedyRequest(std::vector<int32_t> prompt, int64_t max_new_tokens) const;
 
-  // The logits after each token but the last, from one token a pass.
-  std::vector<std::vector<float>> ReferenceLogits(const std::vector<int32_t>& tokens) const;
-  // Greedy continuation, from one token a pass.
+  // The logits after each token but the last, from one token a pass. Tokens behind the prompt are
+  // run as generated ones are, with finer activations.
+  std::vector<std::vector<float>> ReferenceLogits(const std::vector<int32_t>& tokens,
+                                                  size_t prompt_tokens) const;
+  // Greedy continuation, likewise.
   std::vector<int32_t> ReferenceGreedy(const std::vector<int32_t>& prompt, int num_tokens) const;
   // The text of tokens: bytes of ordinary ones, as UTF-8.
   std::string Text(const std::vector<int32_t>& tokens) const;
