@@ -1,1 +1,99 @@
-// Placeholder of the skeleton.
+#include "runtime/engine/admission.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_format.h"
+#include "kvpool/page_pool.h"
+#include "kvpool/rung.h"
+
+namespace whit {
+namespace {
+
+constexpr char kReasonPayload[] = "whit/rejection-reason";
+
+absl::Status Rejection(absl::StatusCode code, std::string_view reason, const std::string& message) {
+  absl::Status status(code, message);
+  status.SetPayload(kReasonPayload, absl::Cord(absl::string_view(reason.data(), reason.size())));
+  return status;
+}
+
+absl::Status Draining() {
+  return Rejection(absl::StatusCode::kUnavailable, "draining",
+                   "the server is draining; it takes no new requests");
+}
+
+// Pages are allotted in every layer and KV head at once.
+size_t TileBytes(const PrecisionPolicySpec& /*policy*/, const ModelConfig& model) {
+  return size_t{1} * model.num_layers * model.num_kv_heads * PageBytes(Rung::kFp16, model.head_dim);
+}
+
+}  // namespace
+
+size_t ReservationBytes(const PrecisionPolicySpec& policy, const ModelConfig& model,
+                        int64_t tokens) {
+  return (tokens + kTileTokens - 1) / kTileTokens * TileBytes(policy, model);
+}
+
+size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
+  const size_t page_bytes = PageBytes(Rung::kFp16, model.head_dim);
+  const size_t slabs = capacity_bytes / PagePool::kSlabBytes;
+  return slabs * (PagePool::kSlabBytes / page_bytes) * page_bytes;
+}
+
+int64_t TokensThatFit(const PrecisionPolicySpec& policy, const ModelConfig& model, size_t bytes) {
+  return static_cast<int64_t>(bytes / TileBytes(policy, model)) * kTileTokens;
+}
+
+absl::Status CheckTicket(const AdmissionLimits& limits, const AdmissionState& state) {
+  if (state.draining) return Draining();
+  // While somebody waits, no running place is free: it would have been taken.
+  const int running_places = state.waiting > 0 ? 0 : limits.max_running_requests - state.running;
+  if (state.tickets + state.waiting >= running_places + limits.max_waiting_requests) {
+    return Rejection(
+        absl::StatusCode::kResourceExhausted, "queue_full",
+        absl::StrFormat("%d requests run and %d wait; at most %d may wait", state.running,
+                        state.waiting + state.tickets, limits.max_waiting_requests));
+  }
+  return absl::OkStatus();
+}
+
+bool CanRun(const AdmissionLimits& limits, const AdmissionState& state,
+            const AdmissionDemand& demand) {
+  return state.running < limits.max_running_requests &&
+         demand.bytes <= limits.reservable_bytes - state.reserved_bytes;
+}
+
+absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
+                                          const AdmissionState& state,
+                                          const AdmissionDemand& demand) {
+  if (demand.bytes > limits.reservable_bytes) {
+    return Rejection(absl::StatusCode::kInvalidArgument, "too_large",
+                     absl::StrFormat("the request needs %d bytes of KV cache for its prompt and "
+                                     "max_new_tokens; the whole cache holds %d",
+                                     demand.bytes, limits.reservable_bytes));
+  }
+  if (state.draining) return Draining();
+  if (state.waiting == 0 && CanRun(limits, state, demand)) return Admission::kRun;
+  if (state.waiting >= limits.max_waiting_requests) {
+    return Rejection(absl::StatusCode::kResourceExhausted, "queue_full",
+                     absl::StrFormat("%d requests wait; at most %d may", state.waiting,
+                                     limits.max_waiting_requests));
+  }
+  if (demand.prompt_tokens > limits.max_waiting_prompt_tokens - state.waiting_prompt_tokens) {
+    return Rejection(
+        absl::StatusCode::kResourceExhausted, "queue_prompt_tokens",
+        absl::StrFormat("%d prompt tokens wait and this request has %d; at most %d may wait",
+                        state.waiting_prompt_tokens, demand.prompt_tokens,
+                        limits.max_waiting_prompt_tokens));
+  }
+  return Admission::kWait;
+}
+
+std::string RejectionReason(const absl::Status& status) {
+  const absl::optional<absl::Cord> reason = status.GetPayload(kReasonPayload);
+  return reason.has_value() ? std::string(*reason) : "";
+}
+
+}  // namespace whit

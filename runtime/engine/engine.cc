@@ -1,1 +1,140 @@
 #include "runtime/engine/engine.h"
+
+#include <pthread.h>
+
+#include <limits>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "runtime/engine/admission.h"
+#include "runtime/engine/engine_core.h"
+#include "runtime/engine/request_queue.h"
+
+namespace whit {
+namespace {
+
+absl::Status CheckRange(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is %d; it must be between %d and %d", name, value, low, high));
+}
+
+absl::Status ValidateOptions(const EngineOptions& options) {
+  constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
+  for (const absl::Status& status :
+       {CheckRange("max_step_tokens", options.max_step_tokens, 1, Model::kMaxForwardTokens),
+        CheckRange("prefill_chunk_tokens", options.prefill_chunk_tokens, 1,
+                   options.max_step_tokens),
+        // Each running sequence gets at least one token a step.
+        CheckRange("max_running_requests", options.max_running_requests, 1,
+                   options.max_step_tokens),
+        CheckRange("max_waiting_requests", options.max_waiting_requests, 0, kUnbounded),
+        CheckRange("max_waiting_prompt_tokens", options.max_waiting_prompt_tokens, 0,
+                   kUnbounded)}) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(const EngineOptions& options, const AdmissionLimits& limits, Model& model,
+       const Tokenizer& tokenizer, std::unique_ptr<PagePool> pool, EngineObserver observer)
+      : options(options),
+        model(model.config()),
+        queue(limits),
+        core(options, model, tokenizer, std::move(pool), queue, std::move(observer)),
+        thread([this] { Run(); }) {}
+
+  ~Impl() {
+    queue.Stop();
+    thread.join();
+  }
+
+  void Run() {
+    pthread_setname_np(pthread_self(), "whit-engine");
+    while (queue.AwaitWork()) core.Step(absl::Now());
+    core.Step(absl::Now());  // the queue has stopped: ends what is left
+  }
+
+  const EngineOptions options;
+  const ModelConfig& model;
+  RequestQueue queue;
+  EngineCore core;
+  std::thread thread;  // last: it uses all of the above
+};
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options, Model& model,
+                                                       const Tokenizer& tokenizer,
+                                                       EngineObserver observer) {
+  if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<PagePool>> pool = PagePool::Create(
+      {.capacity_bytes = options.kv_cache_bytes, .head_dim = model.config().head_dim});
+  if (!pool.ok()) return pool.status();
+  const AdmissionLimits limits = {
+      .reservable_bytes = ReservableBytes(model.config(), (*pool)->stats().capacity_bytes),
+      .max_running_requests = options.max_running_requests,
+      .max_waiting_requests = options.max_waiting_requests,
+      .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens};
+  const size_t least = ReservationBytes(options.kv_policy, model.config(), 1);
+  if (limits.reservable_bytes < least) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the KV cache has %d bytes; one token of this model needs pages of %d",
+                        options.kv_cache_bytes, least));
+  }
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->impl_ = std::make_unique<Impl>(options, limits, model, tokenizer, *std::move(pool),
+                                         std::move(observer));
+  return engine;
+}
+
+Engine::Engine() = default;
+Engine::~Engine() = default;
+
+absl::StatusOr<Engine::Ticket> Engine::Admit() {
+  if (absl::Status status = impl_->queue.TakeTicket(); !status.ok()) return status;
+  return Ticket(impl_.get());
+}
+
+absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
+                                        std::shared_ptr<TokenSink> sink) {
+  if (absl::Status status = ValidateRequest(request, impl_->model); !status.ok()) return status;
+  if (!request.sampling.seed.has_value()) request.sampling.seed = RandomSeed();
+  int64_t tokens = static_cast<int64_t>(request.prompt.size());
+  if (request.score_tokens == 0) tokens += request.max_new_tokens;
+  QueuedRequest queued = {
+      .reservation_bytes = ReservationBytes(request.kv_policy, impl_->model, tokens),
+      .submitted = absl::Now()};
+  queued.request = std::move(request);
+  queued.sink = std::move(sink);
+  absl::StatusOr<uint64_t> number = impl_->queue.Submit(std::move(queued));
+  if (number.ok()) ticket.engine_ = nullptr;  // the request has its place now
+  return number;
+}
+
+void Engine::Cancel(uint64_t request_number) { impl_->queue.Cancel(request_number); }
+void Engine::StartDraining() { impl_->queue.StartDraining(); }
+bool Engine::WaitUntilIdle(absl::Time deadline) { return impl_->queue.WaitUntilIdle(deadline); }
+EngineSnapshot Engine::snapshot() const { return impl_->core.snapshot(); }
+const EngineOptions& Engine::options() const { return impl_->options; }
+
+Engine::Ticket::Ticket(Ticket&& other) noexcept : engine_(std::exchange(other.engine_, nullptr)) {}
+
+Engine::Ticket& Engine::Ticket::operator=(Ticket&& other) noexcept {
+  std::swap(engine_, other.engine_);
+  return *this;
+}
+
+Engine::Ticket::~Ticket() {
+  if (engine_ != nullptr) engine_->queue.ReturnTicket();
+}
+
+}  // namespace whit

@@ -1,4 +1,5 @@
-// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is work.
+// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is
+// work.
 #ifndef WHIT_RUNTIME_ENGINE_ENGINE_H_
 #define WHIT_RUNTIME_ENGINE_ENGINE_H_
 
@@ -24,12 +25,15 @@ namespace whit {
 
 struct EngineOptions {
   size_t kv_cache_bytes = size_t{512} << 20;
-  int max_running_requests = 64;
+  int max_running_requests = 64;  // at most max_step_tokens
   int max_waiting_requests = 256;
   int64_t max_waiting_prompt_tokens = 1 << 20;
-  // Tokens of one step: decodes first, prompts take what is left.
-  int max_step_tokens = 256;
-  PrecisionPolicySpec kv_policy;
+  // Tokens of one step: decodes first, prompts take what is left. At most Model::kMaxForwardTokens.
+  int max_step_tokens = 512;
+  // Prompt tokens of a step in which streams decode: what a prompt adds to their inter-token
+  // latency.
+  int prefill_chunk_tokens = 64;
+  PrecisionPolicySpec kv_policy{};
 };
 
 // One consistent view, taken at the end of a step.
@@ -37,8 +41,9 @@ struct EngineSnapshot {
   PagePoolStats pool;
   size_t reserved_bytes = 0;
   size_t fp16_equivalent_bytes = 0;
+  // Places for tokens in the pages handed out, averaged over layers and KV heads.
   std::array<double, kNumRungs> tokens_by_rung{};
-  double mean_bits = 0;
+  double mean_bits = 0;  // true bits per element of the running sequences; 0 if there are none
   int64_t headroom_tokens_floor = 0;
   int64_t headroom_tokens_current = 0;
   int running = 0;
@@ -68,22 +73,22 @@ struct EngineObserver {
 // Threads: all public methods may be called from any thread.
 class Engine {
  public:
-  // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the pool
-  // cannot hold even one token's pages.
+  // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the
+  // pool cannot hold even one token's pages.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options, Model& model,
                                                         const Tokenizer& tokenizer,
                                                         EngineObserver observer = {});
   // Cancels what is left, then joins the thread.
   ~Engine();
 
-  // A place in the queue, taken before any tokenizing is spent on a request; given back when it dies
-  // unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
+  // A place in the queue, taken before any tokenizing is spent on a request; given back when it
+  // dies unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
   class Ticket;
   absl::StatusOr<Ticket> Admit();
 
-  // Queues the request. On error the sink is never called; otherwise it gets exactly one completion.
-  // INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit), RESOURCE_EXHAUSTED
-  // (too many prompt tokens are waiting). Returns a number for Cancel.
+  // Queues the request. On error the sink is never called; otherwise it gets exactly one
+  // completion. INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit),
+  // RESOURCE_EXHAUSTED (too many prompt tokens are waiting). Returns a number for Cancel.
   absl::StatusOr<uint64_t> Submit(Ticket ticket, Request request, std::shared_ptr<TokenSink> sink);
 
   // Asks that a request end; its completion follows, its pages free by then. Unknown numbers are
@@ -116,9 +121,6 @@ class Engine::Ticket {
   explicit Ticket(Impl* engine) : engine_(engine) {}
   Impl* engine_;
 };
-
-// The ranges of proto/whit/v1, checked for the model at hand. INVALID_ARGUMENT names field and bound.
-absl::Status ValidateRequest(const Request& request, const ModelConfig& config);
 
 }  // namespace whit
 

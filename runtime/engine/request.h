@@ -25,24 +25,31 @@ struct SamplingParams {
   float repetition_penalty = 1;
   float presence_penalty = 0;
   float frequency_penalty = 0;
-  std::optional<uint64_t> seed;  // random if unset
+  std::optional<uint64_t> seed{};  // random if unset
 };
 
 struct Request {
-  std::string id;  // for logs
-  std::vector<int32_t> prompt;
-  SamplingParams sampling;
+  std::string id{};  // for logs
+  std::vector<int32_t> prompt{};
+  SamplingParams sampling{};
   int64_t max_new_tokens = 256;
-  std::vector<std::string> stop;
-  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> stop{};
+  std::vector<int32_t> stop_token_ids{};
   bool ignore_eos = false;
   // Log-probability of each token and of this many alternatives; -1: none wanted.
   int logprobs = -1;
-  // > 0: generate nothing; report the log-probabilities of the last score_tokens tokens of the prompt.
+  // > 0: generate nothing; report the log-probabilities of the last score_tokens tokens of the
+  // prompt.
   int score_tokens = 0;
   absl::Time deadline = absl::InfiniteFuture();
-  PrecisionPolicySpec kv_policy;
+  PrecisionPolicySpec kv_policy{};
 };
+
+struct ModelConfig;
+
+// The ranges of proto/whit/v1, and those of the model at hand. INVALID_ARGUMENT names the field,
+// its value and the bound.
+absl::Status ValidateRequest(const Request& request, const ModelConfig& model);
 
 enum class FinishReason { kStop, kLength, kCancelled, kDeadline, kError };
 
@@ -53,9 +60,9 @@ struct TokenAlternative {
 
 struct TokenOutput {
   int32_t id = 0;
-  float logprob = 0;                   // filled if logprobs were asked for, or scored
-  bool is_greedy = false;              // scored tokens: it was the likeliest
-  std::vector<TokenAlternative> top;
+  float logprob = 0;       // filled if logprobs were asked for, or scored
+  bool is_greedy = false;  // scored tokens: it was the likeliest
+  std::vector<TokenAlternative> top{};
 };
 
 struct KvUsage {
@@ -69,13 +76,13 @@ struct KvUsage {
 // The end of a request, given to its sink exactly once.
 struct Completion {
   FinishReason reason = FinishReason::kError;
-  absl::Status status;  // OK for kStop and kLength
+  absl::Status status{};  // OK for kStop and kLength
   int prompt_tokens = 0;
   int cached_tokens = 0;
   int completion_tokens = 0;
-  KvUsage kv;
-  absl::Duration queue_time, prefill_time, decode_time;
-  absl::Duration time_to_first_token;  // from Submit; infinite if there was none
+  KvUsage kv{};
+  absl::Duration queue_time{}, prefill_time{}, decode_time{};
+  absl::Duration time_to_first_token{};  // from Submit; infinite if there was none
 };
 
 }  // namespace whit

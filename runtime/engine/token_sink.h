@@ -13,8 +13,8 @@
 
 namespace whit {
 
-// Tokens for a slow client are coalesced, so the engine never blocks on one; what waits here is bounded
-// by the request's own max_new_tokens.
+// Tokens for a slow client are coalesced, so the engine never blocks on one; what waits here is
+// bounded by the request's own max_new_tokens.
 //
 // Threads: Put and Finish belong to the engine; Take to the consumer; `on_ready` is called without
 // locks, on the engine thread, when the mailbox turns from empty to not empty. It must be quick.

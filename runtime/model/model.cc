@@ -221,7 +221,10 @@ void Model::SettleLeaving(int layer, absl::Span<const Piece> pieces) {
   std::vector<const ForwardSlice*> due;
   PageTable::LeavingPage page;
   for (const Piece& piece : pieces) {
-    if (piece.slice->policy != nullptr && piece.slice->kv->NextLeaving(layer, 0, &page)) {
+    const bool cut_short = piece.slice->prompt_continues &&
+                           (piece.first_position + piece.num_tokens) % kPrefillBlock != 0;
+    if (piece.slice->policy != nullptr && !cut_short &&
+        piece.slice->kv->NextLeaving(layer, 0, &page)) {
       due.push_back(piece.slice);
     }
   }

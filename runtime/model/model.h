@@ -29,6 +29,9 @@ struct ForwardSlice {
   const PrecisionPolicy* policy = nullptr;  // for what leaves kv's ring; null if nothing does
   // 8 for speed over many tokens, 16 for decoding.
   ActivationBits activation_bits = ActivationBits::k8;
+  // More of the same prompt follows in a later pass: until then the tokens behind the last multiple
+  // of kPrefillBlock stay in the ring.
+  bool prompt_continues = false;
   enum class Logits { kNone, kLast, kAll } logits = Logits::kLast;
 };
 
@@ -43,12 +46,13 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return *weights_; }
+  // Between two calls of Forward its caller may use the threads.
+  ThreadPool& thread_pool() const { return pool_; }
 
   // Runs all slices in one pass and appends their keys and values to their tables. Returns the
   // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
   // call. A row's logits do not depend, bitwise, on the other slices; nor on how its prompt was cut
-  // into slices, if the cuts are multiples of kPrefillBlock. At most kMaxForwardTokens tokens in
-  // all, at least one.
+  // into slices, if all but the last say so. At most kMaxForwardTokens tokens in all, at least one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
   static constexpr int kMaxForwardTokens = 512;

@@ -1,0 +1,231 @@
+#include "runtime/engine/engine_core.h"
+
+#include <cassert>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace whit {
+namespace {
+
+// Rows of logits of one step that belong to scored prompts: 64 rows of a vocabulary of 256k take 64
+// MiB.
+constexpr int kMaxScoredRows = 64;
+
+absl::Status Cancelled() { return absl::CancelledError("the request was cancelled"); }
+
+int NumRows(const PlannedSlice& slice) {
+  switch (slice.logits) {
+    case ForwardSlice::Logits::kNone:
+      return 0;
+    case ForwardSlice::Logits::kLast:
+      return 1;
+    case ForwardSlice::Logits::kAll:
+      break;
+  }
+  return slice.num_tokens;
+}
+
+}  // namespace
+
+EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
+                       std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer)
+    : options_(options),
+      step_limits_({.max_step_tokens = options.max_step_tokens,
+                    .prefill_chunk_tokens = options.prefill_chunk_tokens,
+                    .max_scored_rows = kMaxScoredRows}),
+      model_(model),
+      tokenizer_(tokenizer),
+      queue_(queue),
+      observer_(std::move(observer)),
+      pool_(std::move(pool)),
+      scratch_(model.thread_pool().num_threads()) {
+  absl::MutexLock lock(&snapshot_mutex_);
+  PublishFigures();
+}
+
+void EngineCore::Step(absl::Time now) {
+  tally_ = {};
+  TakeIn(queue_.Take(now), now);
+  RetireEnded();
+
+  const std::vector<PlannedSlice> plan = Plan();
+  if (!plan.empty()) {
+    ReadLogits(RunModel(plan));
+    Deliver();
+    Report(absl::Now() - now);
+  }
+  RetireEnded();
+  assert(pool_->CheckInvariants().ok());
+}
+
+void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
+  for (QueuedRequest& queued : intake.started) {
+    running_.push_back(
+        std::make_unique<Sequence>(std::move(queued), model_, *pool_, tokenizer_, now));
+  }
+  for (const QueuedRequest& queued : intake.cancelled) {
+    ended_.push_back({queued.sink, CompletionWithoutRunning(queued, FinishReason::kCancelled,
+                                                            Cancelled(), now)});
+  }
+  for (const QueuedRequest& queued : intake.expired) {
+    ended_.push_back(
+        {queued.sink, CompletionWithoutRunning(
+                          queued, FinishReason::kDeadline,
+                          absl::DeadlineExceededError("the deadline passed in the queue"), now)});
+  }
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    if (intake.stopped || intake.cancellations.contains(sequence->number())) {
+      sequence->End(FinishReason::kCancelled, Cancelled());
+    } else if (sequence->request().deadline <= now) {
+      sequence->End(FinishReason::kDeadline,
+                    absl::DeadlineExceededError(absl::StrFormat(
+                        "the deadline passed after %d tokens", sequence->generated_tokens())));
+    }
+  }
+}
+
+std::vector<PlannedSlice> EngineCore::Plan() const {
+  std::vector<SequenceView> views;
+  views.reserve(running_.size());
+  for (const std::unique_ptr<Sequence>& sequence : running_) views.push_back(sequence->view());
+  return PlanStep(step_limits_, views);
+}
+
+std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice> plan) {
+  std::vector<ForwardSlice> slices;
+  for (const PlannedSlice& planned : plan) {
+    Sequence& sequence = *running_[planned.sequence];
+    slices.push_back(sequence.NextSlice(planned.num_tokens, planned.logits));
+    if (sequence.generated_tokens() == 0) tally_.prompt_tokens += planned.num_tokens;
+  }
+  absl::Span<const float> logits = model_.Forward(slices);
+
+  const size_t vocab_size = model_.config().vocab_size;
+  std::vector<Row> rows;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    Sequence& sequence = *running_[plan[i].sequence];
+    const int num_rows = NumRows(plan[i]);
+    const absl::Span<const float> own = logits.first(num_rows * vocab_size);
+    logits.remove_prefix(own.size());
+    if (const absl::Status& status = sequence.kv().status(); !status.ok()) {
+      sequence.End(
+          FinishReason::kError,
+          absl::InternalError(absl::StrFormat(
+              "defect in request %d: its reservation of %d bytes did not hold: %s",
+              sequence.number(), sequence.reservation_bytes(), std::string(status.message()))));
+      continue;
+    }
+    const int end = slices[i].first_position + plan[i].num_tokens;
+    for (int row = 0; row < num_rows; ++row) {
+      rows.push_back({.sequence = &sequence,
+                      .position = end - num_rows + row,
+                      .logits = own.subspan(row * vocab_size, vocab_size)});
+    }
+  }
+  return rows;
+}
+
+void EngineCore::ReadLogits(absl::Span<const Row> rows) {
+  outputs_.resize(rows.size());
+  model_.thread_pool().ParallelFor(rows.size(), 1, [&](size_t begin, size_t end, int thread) {
+    for (size_t i = begin; i < end; ++i) {
+      const Row& row = rows[i];
+      outputs_[i] = row.sequence->ReadLogits(row.position, row.logits, scratch_[thread]);
+    }
+  });
+
+  const absl::Time now = absl::Now();
+  for (size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
+    Sequence& sequence = *rows[begin].sequence;
+    while (end < rows.size() && rows[end].sequence == &sequence) ++end;
+    const int generated_before = sequence.generated_tokens();
+    if (generated_before > 0) {
+      tally_.inter_token_latencies.push_back(now - sequence.last_token_time());
+    }
+    sequence.Append(absl::MakeSpan(outputs_).subspan(begin, end - begin), now);
+    tally_.generated_tokens += sequence.generated_tokens() - generated_before;
+  }
+}
+
+void EngineCore::Deliver() {
+  for (const std::unique_ptr<Sequence>& sequence : running_) sequence->Deliver();
+}
+
+void EngineCore::Report(absl::Duration step) {
+  {
+    absl::MutexLock lock(&snapshot_mutex_);
+    published_.prompt_tokens_total += tally_.prompt_tokens;
+    published_.generated_tokens_total += tally_.generated_tokens;
+    rate_.Add(tally_.generated_tokens, absl::Now());
+  }
+  if (!observer_.on_step) return;
+  observer_.on_step({.duration = step,
+                     .prompt_tokens = tally_.prompt_tokens,
+                     .generated_tokens = tally_.generated_tokens,
+                     .inter_token_latencies = tally_.inter_token_latencies});
+}
+
+void EngineCore::RetireEnded() {
+  const absl::Time now = absl::Now();
+  for (std::unique_ptr<Sequence>& sequence : running_) {
+    if (!sequence->ended()) continue;
+    sequence->Deliver();
+    ended_.push_back({.sink = sequence->sink(),
+                      .completion = sequence->MakeCompletion(now),
+                      .reservation_bytes = sequence->reservation_bytes(),
+                      .ran = true});
+    sequence.reset();
+  }
+  std::erase(running_, nullptr);
+  {
+    absl::MutexLock lock(&snapshot_mutex_);
+    PublishFigures();
+    for (const Ended& ended : ended_) {
+      if (ended.ran) queue_.Release(ended.reservation_bytes);
+    }
+  }
+  for (Ended& ended : ended_) {
+    if (observer_.on_completion) observer_.on_completion(ended.completion);
+    ended.sink->Finish(std::move(ended.completion));
+    queue_.Completed();
+  }
+  ended_.clear();
+}
+
+void EngineCore::PublishFigures() {
+  const PagePoolStats pool = pool_->stats();
+  size_t tokens = 0, metadata_bytes = 0;
+  for (const std::unique_ptr<Sequence>& sequence : running_) tokens += sequence->kv().num_tokens();
+  const ModelConfig& model = model_.config();
+  const double lists = model.num_layers * model.num_kv_heads;
+  for (int i = 0; i < kNumRungs; ++i) {
+    published_.tokens_by_rung[i] = static_cast<double>(pool.pages_by_rung[i]) * kTileTokens / lists;
+    metadata_bytes += pool.pages_by_rung[i] * sizeof(PageEntry);
+  }
+  const size_t elements = tokens * model.kv_elements_per_token();
+  published_.pool = pool;
+  published_.fp16_equivalent_bytes = elements * sizeof(uint16_t);
+  published_.mean_bits = elements == 0 ? 0
+                                       : 8 * static_cast<double>(pool.used_bytes + metadata_bytes) /
+                                             static_cast<double>(elements);
+}
+
+EngineSnapshot EngineCore::snapshot() const {
+  absl::MutexLock lock(&snapshot_mutex_);
+  EngineSnapshot snapshot = published_;
+  const AdmissionState state = queue_.state();
+  snapshot.reserved_bytes = state.reserved_bytes;
+  snapshot.running = state.running;
+  snapshot.waiting = state.waiting;
+  snapshot.waiting_prompt_tokens = state.waiting_prompt_tokens;
+  snapshot.draining = state.draining;
+  const size_t unreserved =
+      ReservableBytes(model_.config(), snapshot.pool.capacity_bytes) - state.reserved_bytes;
+  snapshot.headroom_tokens_floor = TokensThatFit(options_.kv_policy, model_.config(), unreserved);
+  snapshot.headroom_tokens_current = snapshot.headroom_tokens_floor;
+  snapshot.generated_tokens_per_second = rate_.PerSecond(absl::Now());
+  return snapshot;
+}
+
+}  // namespace whit

@@ -1,0 +1,96 @@
+// EngineCore: what the engine thread owns, and the step that moves all of it forward.
+#ifndef WHIT_RUNTIME_ENGINE_ENGINE_CORE_H_
+#define WHIT_RUNTIME_ENGINE_ENGINE_CORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvpool/page_pool.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/request_queue.h"
+#include "runtime/engine/sampler.h"
+#include "runtime/engine/scheduler.h"
+#include "runtime/engine/sequence.h"
+#include "runtime/engine/token_rate.h"
+#include "runtime/model/model.h"
+#include "runtime/text/tokenizer.h"
+
+namespace whit {
+
+// The running sequences and the pool their pages lie in.
+//
+// Threads: one, but for snapshot().
+class EngineCore {
+ public:
+  // All references outlive it. `pool` holds at least what `queue` lets reserve.
+  EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
+             std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer);
+
+  // Takes in what is new, runs the model once over all sequences, and hands on what came of it.
+  // Once the queue has stopped, ends everything instead. Deadlines up to `now` have passed.
+  void Step(absl::Time now);
+
+  EngineSnapshot snapshot() const;
+  const PagePool& pool() const { return *pool_; }
+
+ private:
+  // A row of logits, and the sequence and position whose next token it is about.
+  struct Row {
+    Sequence* sequence = nullptr;
+    int position = 0;
+    absl::Span<const float> logits{};
+  };
+  // A request that has ended, pages freed, and not been told yet.
+  struct Ended {
+    std::shared_ptr<TokenSink> sink;
+    Completion completion;
+    size_t reservation_bytes = 0;
+    bool ran = false;
+  };
+
+  void TakeIn(RequestQueue::Intake intake, absl::Time now);
+  std::vector<PlannedSlice> Plan() const;
+  std::vector<Row> RunModel(absl::Span<const PlannedSlice> plan);
+  void ReadLogits(absl::Span<const Row> rows);
+  void Deliver();
+  // Frees the pages of what has ended, then says so to the books, then to the clients.
+  void RetireEnded();
+  void PublishFigures() ABSL_EXCLUSIVE_LOCKS_REQUIRED(snapshot_mutex_);
+  void Report(absl::Duration step);
+
+  const EngineOptions options_;
+  const StepLimits step_limits_;
+  Model& model_;
+  const Tokenizer& tokenizer_;
+  RequestQueue& queue_;
+  const EngineObserver observer_;
+  const std::unique_ptr<PagePool> pool_;
+
+  std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  std::vector<Ended> ended_;
+
+  // Of the step under way.
+  struct Tally {
+    int prompt_tokens = 0;
+    int generated_tokens = 0;
+    std::vector<absl::Duration> inter_token_latencies;
+  };
+  Tally tally_;
+  std::vector<SamplerScratch> scratch_;  // one a thread
+  std::vector<TokenOutput> outputs_;     // one a row
+
+  // Held while the books and the published figures change together, so that a snapshot never shows
+  // more bytes used than reserved.
+  mutable absl::Mutex snapshot_mutex_;
+  EngineSnapshot published_ ABSL_GUARDED_BY(snapshot_mutex_);
+  TokenRate rate_ ABSL_GUARDED_BY(snapshot_mutex_);
+};
+
+}  // namespace whit
+
+#endif  // WHIT_RUNTIME_ENGINE_ENGINE_CORE_H_

@@ -1,0 +1,130 @@
+#include "runtime/engine/request_queue.h"
+
+#include <utility>
+
+namespace whit {
+namespace {
+
+AdmissionDemand DemandOf(const QueuedRequest& queued) {
+  return {.bytes = queued.reservation_bytes,
+          .prompt_tokens = static_cast<int64_t>(queued.request.prompt.size())};
+}
+
+}  // namespace
+
+absl::Status RequestQueue::TakeTicket() {
+  absl::MutexLock lock(&mutex_);
+  absl::Status status = CheckTicket(limits_, state_);
+  if (status.ok()) ++state_.tickets;
+  return status;
+}
+
+void RequestQueue::ReturnTicket() {
+  absl::MutexLock lock(&mutex_);
+  --state_.tickets;
+}
+
+absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request) {
+  absl::MutexLock lock(&mutex_);
+  const AdmissionDemand demand = DemandOf(request);
+  const absl::StatusOr<Admission> admission = DecideAdmission(limits_, state_, demand);
+  if (!admission.ok()) return admission.status();
+  --state_.tickets;
+  ++uncompleted_;
+  const uint64_t number = request.number = ++last_number_;
+  switch (*admission) {
+    case Admission::kRun:
+      Start(std::move(request));
+      break;
+    case Admission::kWait:
+      ++state_.waiting;
+      state_.waiting_prompt_tokens += demand.prompt_tokens;
+      waiting_.push_back(std::move(request));
+      break;
+  }
+  return number;
+}
+
+void RequestQueue::Cancel(uint64_t number) {
+  absl::MutexLock lock(&mutex_);
+  if (state_.running > 0) cancellations_.insert(number);  // otherwise nothing is left to cancel
+}
+
+void RequestQueue::StartDraining() {
+  absl::MutexLock lock(&mutex_);
+  state_.draining = true;
+}
+
+bool RequestQueue::WaitUntilIdle(absl::Time deadline) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(this, &RequestQueue::IsIdle), deadline);
+}
+
+void RequestQueue::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopped_ = true;
+}
+
+AdmissionState RequestQueue::state() const {
+  absl::MutexLock lock(&mutex_);
+  return state_;
+}
+
+bool RequestQueue::AwaitWork() const {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(this, &RequestQueue::HasWork));
+  return !stopped_;
+}
+
+RequestQueue::Intake RequestQueue::Take(absl::Time now) {
+  absl::MutexLock lock(&mutex_);
+  Intake intake;
+  intake.stopped = stopped_;
+  intake.cancellations = std::exchange(cancellations_, {});
+  for (size_t i = 0; i < waiting_.size();) {
+    if (stopped_ || intake.cancellations.contains(waiting_[i].number)) {
+      intake.cancelled.push_back(TakeFromWaiting(i));
+    } else if (waiting_[i].request.deadline <= now) {
+      intake.expired.push_back(TakeFromWaiting(i));
+    } else {
+      ++i;
+    }
+  }
+  StartWaiting();  // the one that held up the others may have gone
+  intake.started = std::exchange(started_, {});
+  return intake;
+}
+
+void RequestQueue::Release(size_t reservation_bytes) {
+  absl::MutexLock lock(&mutex_);
+  state_.reserved_bytes -= reservation_bytes;
+  --state_.running;
+  StartWaiting();
+}
+
+void RequestQueue::Completed() {
+  absl::MutexLock lock(&mutex_);
+  --uncompleted_;
+}
+
+void RequestQueue::Start(QueuedRequest request) {
+  state_.reserved_bytes += request.reservation_bytes;
+  ++state_.running;
+  started_.push_back(std::move(request));
+}
+
+void RequestQueue::StartWaiting() {
+  while (!waiting_.empty() && CanRun(limits_, state_, DemandOf(waiting_.front()))) {
+    Start(TakeFromWaiting(0));
+  }
+}
+
+QueuedRequest RequestQueue::TakeFromWaiting(size_t index) {
+  QueuedRequest request = std::move(waiting_[index]);
+  waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(index));
+  --state_.waiting;
+  state_.waiting_prompt_tokens -= static_cast<int64_t>(request.request.prompt.size());
+  return request;
+}
+
+}  // namespace whit

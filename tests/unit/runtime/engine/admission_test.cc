@@ -1,0 +1,129 @@
+#include "runtime/engine/admission.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <random>
+#include <vector>
+
+#include "kvpool/page_pool.h"
+#include "kvpool/page_table.h"
+
+namespace whit {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelConfig Model(int head_dim = 64) {
+  ModelConfig model;
+  model.num_layers = 3;
+  model.num_kv_heads = 2;
+  model.head_dim = head_dim;
+  return model;
+}
+
+constexpr PrecisionPolicySpec kFp16;
+constexpr AdmissionLimits kLimits = {.reservable_bytes = 1000,
+                                     .max_running_requests = 2,
+                                     .max_waiting_requests = 3,
+                                     .max_waiting_prompt_tokens = 100};
+
+TEST(ReservationBytesTest, CountsWholePagesInEveryLayerAndHead) {
+  const size_t tile = 6 * PageBytes(Rung::kFp16, 64);
+  EXPECT_EQ(ReservationBytes(kFp16, Model(), 1), tile);
+  EXPECT_EQ(ReservationBytes(kFp16, Model(), 16), tile);
+  EXPECT_EQ(ReservationBytes(kFp16, Model(), 17), 2 * tile);
+  EXPECT_EQ(ReservationBytes(kFp16, Model(), int64_t{1} << 31), (size_t{1} << 27) * tile);
+  EXPECT_EQ(TokensThatFit(kFp16, Model(), 2 * tile + 1), 32);
+  EXPECT_EQ(TokensThatFit(kFp16, Model(), tile - 1), 0);
+}
+
+// The promise that reservations stand for: tables that stay within them never find the pool empty.
+TEST(ReservationBytesTest, WhatIsReservableCanBeAllocated) {
+  for (int head_dim : {16, 48, 64, 80, 96, 128}) {
+    const ModelConfig model = Model(head_dim);
+    const auto pool =
+        *PagePool::Create({.capacity_bytes = 10 * PagePool::kSlabBytes, .head_dim = head_dim});
+    const size_t reservable = ReservableBytes(model, pool->stats().capacity_bytes);
+    EXPECT_LE(reservable, pool->stats().capacity_bytes);
+    std::vector<PageTable> tables;
+    const std::vector<float> row(head_dim, 0.0f);
+    size_t reserved = 0;
+    for (int tokens = 1;; tokens = tokens % 40 + 1) {
+      reserved += ReservationBytes(kFp16, model, tokens);
+      if (reserved > reservable) break;
+      PageTable& table = tables.emplace_back(
+          pool.get(), PageTable::Shape{model.num_layers, model.num_kv_heads}, RingOf(kFp16),
+          /*means=*/nullptr);
+      for (int i = 0; i < tokens * model.num_layers * model.num_kv_heads; ++i) {
+        const int list = i % (model.num_layers * model.num_kv_heads);
+        table.Append(list / model.num_kv_heads, list % model.num_kv_heads, 1,
+                     {.keys = row.data(), .values = row.data(), .stride = row.size()});
+      }
+      ASSERT_TRUE(table.status().ok()) << table.status();
+    }
+  }
+}
+
+TEST(DecideAdmissionTest, RunsWhileThereAreBytesAndPlaces) {
+  EXPECT_EQ(*DecideAdmission(kLimits, {}, {.bytes = 1000, .prompt_tokens = 5000}), Admission::kRun);
+  EXPECT_EQ(*DecideAdmission(kLimits, {.reserved_bytes = 600, .running = 1}, {.bytes = 400}),
+            Admission::kRun);
+  EXPECT_EQ(*DecideAdmission(kLimits, {.reserved_bytes = 600, .running = 1}, {.bytes = 401}),
+            Admission::kWait);
+  EXPECT_EQ(*DecideAdmission(kLimits, {.reserved_bytes = 600, .running = 2}, {.bytes = 1}),
+            Admission::kWait);
+}
+
+TEST(DecideAdmissionTest, NobodyOvertakesTheQueue) {
+  EXPECT_EQ(
+      *DecideAdmission(kLimits, {.reserved_bytes = 600, .running = 1, .waiting = 1}, {.bytes = 1}),
+      Admission::kWait);
+}
+
+TEST(DecideAdmissionTest, WhatCanNeverFitIsRefusedWithTheLimit) {
+  const absl::Status status = DecideAdmission(kLimits, {}, {.bytes = 1001}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1001"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1000"));
+  EXPECT_EQ(RejectionReason(status), "too_large");
+}
+
+TEST(DecideAdmissionTest, TheQueueIsBoundedInRequestsAndInPromptTokens) {
+  AdmissionState state = {
+      .reserved_bytes = 1000, .running = 1, .waiting = 2, .waiting_prompt_tokens = 90};
+  EXPECT_EQ(*DecideAdmission(kLimits, state, {.bytes = 1, .prompt_tokens = 10}), Admission::kWait);
+  absl::Status status = DecideAdmission(kLimits, state, {.bytes = 1, .prompt_tokens = 11}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RejectionReason(status), "queue_prompt_tokens");
+  state.waiting = 3;
+  status = DecideAdmission(kLimits, state, {.bytes = 1, .prompt_tokens = 1}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RejectionReason(status), "queue_full");
+}
+
+TEST(DecideAdmissionTest, DrainingRefusesAll) {
+  const absl::Status status = DecideAdmission(kLimits, {.draining = true}, {.bytes = 1}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(RejectionReason(status), "draining");
+  EXPECT_EQ(CheckTicket(kLimits, {.draining = true}).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(CheckTicketTest, TicketsAreWorthTheFreePlaces) {
+  EXPECT_TRUE(CheckTicket(kLimits, {.tickets = 4}).ok());
+  EXPECT_EQ(RejectionReason(CheckTicket(kLimits, {.tickets = 5})), "queue_full");
+  EXPECT_TRUE(CheckTicket(kLimits, {.running = 1, .tickets = 3}).ok());
+  EXPECT_FALSE(CheckTicket(kLimits, {.running = 1, .tickets = 4}).ok());
+  // Somebody waits for bytes: the second running place is of no use to a newcomer.
+  EXPECT_TRUE(CheckTicket(kLimits, {.running = 1, .waiting = 1, .tickets = 1}).ok());
+  EXPECT_FALSE(CheckTicket(kLimits, {.running = 1, .waiting = 1, .tickets = 2}).ok());
+}
+
+TEST(RejectionReasonTest, IsEmptyForOtherStatuses) {
+  EXPECT_EQ(RejectionReason(absl::OkStatus()), "");
+  EXPECT_EQ(RejectionReason(absl::InvalidArgumentError("top_p")), "");
+}
+
+}  // namespace
+}  // namespace whit
