@@ -189,9 +189,12 @@ void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits, int8_t* HWY
   const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
   const float largest_code = bits == ActivationBits::k8 ? 127.0f : 127.0f * 128.0f;
   const VF inverse = hn::Set(df, max > 0 ? largest_code / max : 0.0f);
+  const auto limit = hn::Set(di, static_cast<int32_t>(largest_code));
   auto total = hn::Zero(di);
   for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
-    const auto code = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
+    // Clamped, since x may be NaN or infinite if the weights are.
+    const auto nearest = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
+    const auto code = hn::Max(hn::Min(nearest, limit), hn::Neg(limit));
     total = hn::Add(total, code);
     if (bits == ActivationBits::k8) {
       hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
