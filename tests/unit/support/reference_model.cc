@@ -1,6 +1,7 @@
 #include "tests/unit/support/reference_model.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -15,16 +16,29 @@ double RoundToHalf(double x) {
   return std::nearbyint(x / ulp) * ulp;
 }
 
-// Each 32 elements to multiples of the largest / 127.
-void RoundToInt8(std::vector<double>& x) {
+// Each 32 elements to multiples of the largest / largest_code.
+void RoundToCodes(int largest_code, std::vector<double>& x) {
   constexpr size_t kGroup = 32;
   for (size_t begin = 0; begin < x.size(); begin += kGroup) {
     const size_t end = std::min(begin + kGroup, x.size());
     double largest = 0;
     for (size_t i = begin; i < end; ++i) largest = std::max(largest, std::abs(x[i]));
-    const double scale = largest / 127;
+    const double scale = largest / largest_code;
     for (size_t i = begin; i < end && scale > 0; ++i) x[i] = scale * std::nearbyint(x[i] / scale);
   }
+}
+
+// Sylvester's matrix over the largest power of two that divides the size, block by block.
+std::vector<double> Hadamard(absl::Span<const double> x) {
+  const size_t order = x.size() & (~x.size() + 1);
+  std::vector<double> out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    for (size_t j = 0; j < order; ++j) {
+      const double sign = std::popcount(i % order & j) % 2 == 0 ? 1 : -1;
+      out[i] += sign * x[i / order * order + j] / std::sqrt(static_cast<double>(order));
+    }
+  }
+  return out;
 }
 
 }  // namespace
@@ -78,12 +92,10 @@ std::vector<std::vector<double>> ReferenceModel::Forward(absl::Span<const int32_
       Vector query = Multiply(layer.query, normed);
       Vector key = Multiply(layer.key, normed);
       Vector value = Multiply(layer.value, normed);
-      Rotate(static_cast<int>(position), query);
-      Rotate(static_cast<int>(position), key);
-      if (rounding_ == Rounding::kAsModel) {
-        std::transform(key.begin(), key.end(), key.begin(), RoundToHalf);
-        std::transform(value.begin(), value.end(), value.begin(), RoundToHalf);
-      }
+      ApplyRope(static_cast<int>(position), query);
+      ApplyRope(static_cast<int>(position), key);
+      Store(key);
+      Store(value);
       keys[l].push_back(std::move(key));
       values[l].push_back(std::move(value));
       const Vector attended = Multiply(layer.attention_output, Attend(query, keys[l], values[l]));
@@ -114,7 +126,8 @@ ReferenceModel::Matrix ReferenceModel::ReadMatrix(const GgufFile& file, const st
 
 ReferenceModel::Vector ReferenceModel::Multiply(const Matrix& matrix, const Vector& x) const {
   Vector rounded = x;
-  if (matrix.quantized && rounding_ == Rounding::kAsModel) RoundToInt8(rounded);
+  if (matrix.quantized && rounding_ == Rounding::k8Bits) RoundToCodes(127, rounded);
+  if (matrix.quantized && rounding_ == Rounding::k16Bits) RoundToCodes(127 * 128, rounded);
   Vector out;
   for (const Vector& row : matrix.rows) {
     double sum = 0;
@@ -133,7 +146,7 @@ ReferenceModel::Vector ReferenceModel::Normalize(const Vector& x, const Vector& 
   return out;
 }
 
-void ReferenceModel::Rotate(int position, Vector& heads) const {
+void ReferenceModel::ApplyRope(int position, Vector& heads) const {
   for (size_t head = 0; head < heads.size(); head += head_dim_) {
     for (size_t pair = 0; pair < inverse_frequencies_.size(); ++pair) {
       const double angle = position * inverse_frequencies_[pair];
@@ -143,6 +156,16 @@ void ReferenceModel::Rotate(int position, Vector& heads) const {
       b = a * std::sin(angle) + b * std::cos(angle);
       a = rotated;
     }
+  }
+}
+
+void ReferenceModel::Store(Vector& heads) const {
+  if (rounding_ == Rounding::kNone) return;
+  for (size_t head = 0; head < heads.size(); head += head_dim_) {
+    Vector stored = Hadamard(absl::MakeConstSpan(heads).subspan(head, head_dim_));
+    for (double& x : stored) x = RoundToHalf(x);
+    const Vector restored = Hadamard(stored);
+    std::copy(restored.begin(), restored.end(), heads.begin() + static_cast<ptrdiff_t>(head));
   }
 }
 

@@ -15,12 +15,9 @@ namespace whit {
 
 class ReferenceModel {
  public:
-  enum class Rounding {
-    kNone,
-    // As Model rounds: what meets a quantized matrix to 8 bits, with one scale for 32 columns; keys
-    // and values to fp16.
-    kAsModel,
-  };
+  // What Model rounds on purpose: activations that meet a quantized matrix, to 8 or 16 bits with
+  // one scale for 32 columns; keys and values to fp16, after a Hadamard rotation of each head.
+  enum class Rounding { kNone, k8Bits, k16Bits };
 
   // `file` is a valid llama model.
   ReferenceModel(const GgufFile& file, Rounding rounding);
@@ -42,8 +39,10 @@ class ReferenceModel {
   static Matrix ReadMatrix(const GgufFile& file, const std::string& name);
   Vector Multiply(const Matrix& matrix, const Vector& x) const;
   Vector Normalize(const Vector& x, const Vector& weight) const;
-  // Rotates each head of `heads` to `position`.
-  void Rotate(int position, Vector& heads) const;
+  // Turns each head of `heads` to `position`.
+  void ApplyRope(int position, Vector& heads) const;
+  // What is left of keys or values after they were stored.
+  void Store(Vector& heads) const;
   // One token's queries over all keys and values up to its own.
   Vector Attend(const Vector& query, absl::Span<const Vector> keys,
                 absl::Span<const Vector> values) const;
