@@ -145,9 +145,10 @@ void StoreFloat(TensorType type, float value, std::byte* p) {
   }
 }
 
-std::vector<std::byte> NormWeights(size_t size, std::mt19937& rng) {
+// Around `scale`.
+std::vector<std::byte> NormWeights(size_t size, float scale, std::mt19937& rng) {
   std::vector<std::byte> data(4 * size);
-  for (size_t i = 0; i < size; ++i) Store(data.data() + 4 * i, Uniform(rng, 0.5f, 1.5f));
+  for (size_t i = 0; i < size; ++i) Store(data.data() + 4 * i, scale * Uniform(rng, 0.5f, 1.5f));
   return data;
 }
 
@@ -209,6 +210,9 @@ std::vector<std::byte> RandomRows(TensorType type, size_t cols, const std::vecto
 }
 
 GgufWriter MakeTinyModel(const TinyModelOptions& options) {
+  // A token's embedding is small beside what the layers add to it, or tied embeddings would make it
+  // repeat itself. The last norm makes up for it in the logits.
+  constexpr float kEmbeddingRms = 0.05f, kOutputScale = 8;
   GgufWriter file;
   std::mt19937 rng(options.seed);
   const Vocabulary vocabulary = MakeVocabulary();
@@ -226,30 +230,30 @@ GgufWriter MakeTinyModel(const TinyModelOptions& options) {
     matrix(name, options.matrix_type, cols,
            std::vector<float>(rows, 1.0f / std::sqrt(static_cast<float>(cols))));
   };
-  const auto norm = [&](const std::string& name) {
+  const auto norm = [&](const std::string& name, float scale) {
     const auto size = static_cast<size_t>(options.hidden_size);
     file.tensors.push_back(
-        {.name = name + ".weight", .dimensions = {size}, .data = NormWeights(size, rng)});
+        {.name = name + ".weight", .dimensions = {size}, .data = NormWeights(size, scale, rng)});
   };
   std::vector<float> embedding_rms;
-  for (float loudness : vocabulary.loudness) embedding_rms.push_back(0.25f * loudness);
+  for (float loudness : vocabulary.loudness) embedding_rms.push_back(kEmbeddingRms * loudness);
 
   const int hidden = options.hidden_size, query = options.num_heads * options.head_dim,
             kv = options.num_kv_heads * options.head_dim;
   matrix("token_embd", options.embedding_type, hidden, embedding_rms);
   for (int i = 0; i < options.num_layers; ++i) {
     const std::string prefix = absl::StrCat("blk.", i, ".");
-    norm(prefix + "attn_norm");
+    norm(prefix + "attn_norm", 1);
     layer_matrix(prefix + "ffn_down", options.ffn_size, hidden);
     layer_matrix(prefix + "ffn_gate", hidden, options.ffn_size);
     layer_matrix(prefix + "ffn_up", hidden, options.ffn_size);
-    norm(prefix + "ffn_norm");
+    norm(prefix + "ffn_norm", 1);
     layer_matrix(prefix + "attn_k", hidden, kv);
     layer_matrix(prefix + "attn_output", query, hidden);
     layer_matrix(prefix + "attn_q", hidden, query);
     layer_matrix(prefix + "attn_v", hidden, kv);
   }
-  norm("output_norm");
+  norm("output_norm", kOutputScale);
   if (!options.tied_embeddings) matrix("output", options.embedding_type, hidden, embedding_rms);
   return file;
 }

@@ -28,8 +28,8 @@ struct TinyModelOptions {
 
 // Keys and tensors as in the quickstart model's file. The vocabulary: <|endoftext|>, <|im_start|>,
 // <|im_end|> (ids 0 to 2; the last ends a generation), the 256 bytes, and some merges. Greedy
-// output is lively printable ASCII that does not end by itself: special tokens and other bytes have
-// small embeddings, so their logits never win.
+// output is printable ASCII and does not end by itself: special tokens and other bytes have small
+// embeddings, so their logits never win.
 GgufWriter MakeTinyModel(const TinyModelOptions& options = {});
 
 // Random rows of any type whose elements have roughly the given root mean square, each of `rms` for

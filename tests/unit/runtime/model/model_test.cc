@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -355,6 +356,26 @@ TEST(ModelTest, AnExhaustedPoolEndsASequenceNotTheProcess) {
     EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
   }
   EXPECT_EQ(fixture.pool->stats().used_bytes, 0);
+}
+
+// What tests of whole servers rely on.
+TEST(ModelTest, TheTinyModelWritesPrintableTextWithoutEnd) {
+  for (uint32_t seed : {1, 2, 3}) {
+    const Fixture fixture(TinyModelOptions{.seed = seed});
+    PageTable table = fixture.model->NewPageTable(*fixture.pool, RingOf({}));
+    std::set<int32_t> seen;
+    int32_t token = 40;
+    for (int position = 0; position < 200; ++position) {
+      const absl::Span<const float> logits = fixture.model->Forward(
+          {{.tokens = absl::MakeConstSpan(&token, 1), .first_position = position, .kv = &table}});
+      token = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      seen.insert(token);
+      const bool is_byte = token < 3 + 256;
+      ASSERT_GE(token, 3);
+      ASSERT_TRUE(!is_byte || (token >= 3 + 0x20 && token < 3 + 0x7F)) << token;
+    }
+    EXPECT_GT(seen.size(), 3);
+  }
 }
 
 TEST(ModelTest, DoesNotNeedTheFileAfterLoading) {
