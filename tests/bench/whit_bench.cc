@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "tests/bench/llama_library.h"
 #include "tests/bench/llama_runner.h"
 #include "tests/bench/measurement.h"
+#include "tests/bench/neighbour_load.h"
 #include "tests/bench/report.h"
 #include "tests/bench/roof.h"
 #include "tests/bench/whit_runner.h"
@@ -191,6 +193,7 @@ absl::Status Run(const Options& options) {
       stream.max_bytes() / 1e9, weight_bytes / 1e6, LastLevelCacheBytes() / 1e6, SimdTargetName()));
 
   report.Header();
+  const NeighbourLoad neighbours;
   std::map<std::string, Measurement> measured;
   for (const Workload& workload : workloads) {
     absl::StatusOr<Measurement> m = Measure(workload, measurement, **whit, peers, stream);
@@ -201,6 +204,12 @@ absl::Status Run(const Options& options) {
     if (workload.name == kDeepRow && wanted.count(kAttentionRow) != 0) {
       report.Print(AttentionRow(shallow->second, deep->second, peer->name));
     }
+  }
+  if (const std::optional<double> cpus = neighbours.Cpus(); cpus && *cpus > 0.05) {
+    std::fprintf(stderr,
+                 "whit-bench: other processes kept %.2f CPUs busy; figures of a quiet machine are "
+                 "better\n",
+                 *cpus);
   }
   return absl::OkStatus();
 }
