@@ -49,6 +49,7 @@ struct Options {
   std::string model;
   int threads = AvailableCpus();
   MeasurementOptions measurement;
+  std::string kv_policy = PrecisionPolicySpec().ToString();
   std::vector<std::string> only;
   bool peer = false;
   std::string peer_directory = "build/peer";
@@ -161,8 +162,10 @@ absl::Status Run(const Options& options) {
   }
 
   ThreadPool threads(options.threads);
-  absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
-      WhitRunner::Create(options.model, max_tokens, threads);
+  const absl::StatusOr<PrecisionPolicySpec> kv_policy = ParsePrecisionPolicy(options.kv_policy);
+  if (!kv_policy.ok()) return kv_policy.status();
+  absl::StatusOr<std::unique_ptr<WhitRunner>> whit = WhitRunner::Create(
+      {.model_path = options.model, .kv_policy = *kv_policy, .max_kv_tokens = max_tokens}, threads);
   if (!whit.ok()) return whit.status();
   const ModelConfig& config = (*whit)->config();
   absl::StatusOr<Peer> peer =
@@ -172,8 +175,8 @@ absl::Status Run(const Options& options) {
   for (const auto& runner : peer->runners) peers.push_back(runner.get());
 
   const Report report(options.json);
-  report.Note(absl::StrFormat("%s, %d threads, medians of %d runs%s", config.name, options.threads,
-                              options.measurement.repeats,
+  report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
+                              options.kv_policy, options.threads, options.measurement.repeats,
                               options.peer ? "; peer: " + peer->name : ""));
   ReadStream stream(DramBufferBytes(), threads);
   const size_t weight_bytes = (*whit)->weight_bytes_per_step();
@@ -231,6 +234,9 @@ int Main(int argc, char** argv) {
                  "rows to measure, separated by commas: " + absl::StrJoin(AllRowNames(), ", "))
       ->delimiter(',')
       ->check(CLI::IsMember(AllRowNames()));
+  app.add_option("--kv-policy", options.kv_policy,
+                 "precision of Whit's keys and values, as whitd's flag of that name")
+      ->capture_default_str();
   app.add_flag("--peer", options.peer, "compare with llama.cpp");
   app.add_option("--peer-dir", options.peer_directory,
                  "folder that holds llama.cpp's libraries; tests/bench/fetch_peer fills it")

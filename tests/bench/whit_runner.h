@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
 #include "runtime/model/model.h"
@@ -19,10 +20,14 @@ namespace whit {
 
 class WhitRunner : public Runner {
  public:
-  // `threads` outlives the runner. The page pool holds `max_kv_tokens` tokens, counted over all
-  // sequences.
-  static absl::StatusOr<std::unique_ptr<WhitRunner>> Create(const std::string& model_path,
-                                                            int max_kv_tokens, ThreadPool& threads);
+  struct Options {
+    std::string model_path;
+    PrecisionPolicySpec kv_policy;
+    int max_kv_tokens = 0;  // what the page pool holds, counted over all sequences
+  };
+  // `threads` outlives the runner.
+  static absl::StatusOr<std::unique_ptr<WhitRunner>> Create(const Options& options,
+                                                            ThreadPool& threads);
 
   absl::Status Prepare(int sequences, int depth) override;
   absl::StatusOr<double> Decode(int steps) override;
@@ -36,7 +41,8 @@ class WhitRunner : public Runner {
   int depth() const { return depth_; }
 
  private:
-  WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool);
+  WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool,
+             const PrecisionPolicySpec& kv_policy);
   // Empty sequences in place of all that were.
   void Restart(int sequences);
   // Runs `count` new tokens through the model, behind the depth_ tokens of `sequence`; `logits` of
@@ -45,6 +51,8 @@ class WhitRunner : public Runner {
 
   const std::unique_ptr<Model> model_;
   const std::unique_ptr<PagePool> pool_;
+  const RecentRing ring_;
+  const std::unique_ptr<const PrecisionPolicy> policy_;  // null: fp16
   TokenSource tokens_;
   std::vector<PageTable> sequences_;
   int depth_ = 0;
