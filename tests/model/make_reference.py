@@ -4,8 +4,8 @@
 usage: tests/model/make_reference.py MODEL.gguf PEER_DIR >tests/model/reference.json
 
 PEER_DIR is what tests/bench/fetch_peer printed; needs numpy. For each prompt: its token ids, the 64
-tokens that follow greedily, and how far each one's logit is ahead of the second best. For each text,
-which llama.cpp sampled from the model itself: its tokens and each one's log-probability.
+tokens that follow greedily, and how far each one's logit is ahead of the second best. For each text:
+its tokens and each one's log-probability.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ import numpy
 
 GREEDY_TOKENS = 64
 TEXT_TOKENS = 512
+CHOICES = 6
 PROMPTS = [
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -51,7 +52,7 @@ class ContextParams(ctypes.Structure):  # as in tests/bench/llama_library.h
 
 
 class ModelParams(ctypes.Structure):
-    _fields_ = [("bytes", ctypes.c_byte * 80)]
+    _fields_ = [("head", ctypes.c_byte * 74), ("use_extra_bufts", ctypes.c_bool), ("tail", ctypes.c_byte * 5)]
 
 
 class Batch(ctypes.Structure):
@@ -86,9 +87,10 @@ class Llama:
         self.quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
         self.lib.llama_log_set(self.quiet, None)
         self.lib.ggml_backend_load_all_from_path(str(path.parent).encode())
-        model = ctypes.c_void_p(
-            self.lib.llama_model_load_from_file(model.encode(), self.lib.llama_model_default_params())
-        )
+        model_params = self.lib.llama_model_default_params()
+        # Without the weight layouts of special CPUs, which round in their own ways.
+        model_params.use_extra_bufts = False
+        model = ctypes.c_void_p(self.lib.llama_model_load_from_file(model.encode(), model_params))
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.type_k, params.type_v = 2048, 1, 1  # f16
         params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
@@ -137,20 +139,20 @@ def greedy(llama, prompt):
     return {"text": prompt, "prompt_ids": prompt_ids, "greedy_ids": ids, "gaps": gaps}
 
 
-def sample(llama, opening, rng):
+def ramble(llama, opening, rng):
+    """A text whose every token is one of the likeliest few, whichever: one sampled by the model's own
+    probabilities would favour the engine that sampled it."""
     llama.restart()
-    ids = llama.tokenize(opening)
-    logprobs = []
-    logits = llama.append(ids)
-    scored_from = len(ids)
-    while len(ids) < TEXT_TOKENS:
-        logprob = logits - logits.max()
-        logprob -= numpy.log(numpy.exp(logprob).sum())
-        token = int(rng.choice(llama.vocab_size, p=numpy.exp(logprob)))
+    context_ids = llama.tokenize(opening)
+    ids, logprobs = [], []
+    logits = llama.append(context_ids)
+    while len(context_ids) + len(ids) < TEXT_TOKENS:
+        token = int(rng.choice(numpy.argsort(logits)[-CHOICES:]))
+        top = logits.max()
         ids.append(token)
-        logprobs.append(round(logprob[token], 4))
+        logprobs.append(round(logits[token] - top - numpy.log(numpy.exp(logits - top).sum()), 4))
         logits = llama.append([token])
-    return {"context_ids": ids[:scored_from], "ids": ids[scored_from:], "logprobs": logprobs}
+    return {"context_ids": context_ids, "ids": ids, "logprobs": logprobs}
 
 
 def main():
@@ -158,7 +160,7 @@ def main():
     rng = numpy.random.default_rng(7)
     reference = {
         "prompts": [greedy(llama, prompt) for prompt in PROMPTS],
-        "texts": [sample(llama, opening, rng) for opening in OPENINGS],
+        "texts": [ramble(llama, opening, rng) for opening in OPENINGS],
     }
     print(json.dumps(reference, separators=(",", ":")).replace('{"', '\n{"'))
 
