@@ -1,0 +1,119 @@
+#include "tests/bench/measurement.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+namespace whit {
+namespace {
+
+// Longer than either engine's threads spin after their last loop.
+constexpr absl::Duration kSettle = absl::Milliseconds(20);
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+// Seconds of one decode step or of the prefill.
+absl::StatusOr<double> RunOnce(const Workload& workload, int steps, Runner& runner) {
+  absl::SleepFor(kSettle);
+  if (workload.kind == Workload::Kind::kPrefill) return runner.Prefill(workload.tokens);
+  absl::StatusOr<double> seconds = runner.Decode(steps);
+  if (!seconds.ok()) return seconds.status();
+  return *seconds / steps;
+}
+
+absl::Status Prepare(const Workload& workload, Runner& runner) {
+  if (workload.kind == Workload::Kind::kPrefill) return absl::OkStatus();
+  return runner.Prepare(workload.sequences, workload.tokens);
+}
+
+// The fastest peer at this workload; nullptr if there is none.
+absl::StatusOr<Runner*> FastestPeer(const Workload& workload, int steps,
+                                    absl::Span<Runner* const> peers) {
+  Runner* fastest = nullptr;
+  double least = std::numeric_limits<double>::infinity();
+  for (Runner* peer : peers) {
+    if (absl::Status s = Prepare(workload, *peer); !s.ok()) return s;
+    // The first run is the warm-up.
+    for (int run = 0; run < 2; ++run) {
+      absl::StatusOr<double> seconds = RunOnce(workload, steps, *peer);
+      if (!seconds.ok()) return seconds.status();
+      if (run == 1 && *seconds < least) {
+        least = *seconds;
+        fastest = peer;
+      }
+    }
+  }
+  return fastest;
+}
+
+// Multiplications and additions with weights of one decode step or of the prefill.
+double WeightOps(const Workload& workload, const ModelConfig& config) {
+  const double layer = 2.0 * config.hidden_size * (config.query_size() + config.kv_size()) +
+                       3.0 * config.hidden_size * config.ffn_size;
+  const double output = 1.0 * config.hidden_size * config.vocab_size;
+  const bool prefill = workload.kind == Workload::Kind::kPrefill;
+  const double rows = prefill ? workload.tokens : workload.sequences;
+  const double logits = prefill ? 1 : workload.sequences;
+  return 2 * (config.num_layers * layer * rows + output * logits);
+}
+
+}  // namespace
+
+std::vector<Workload> AllWorkloads() {
+  const auto decode = Workload::Kind::kDecode, prefill = Workload::Kind::kPrefill;
+  return {
+      {"decode_d16", decode, 1, 16},       {"decode_d1024", decode, 1, 1024},
+      {"decode_d4096", decode, 1, 4096},   {"decode_d8000", decode, 1, 8000},
+      {"prefill_512", prefill, 1, 512},    {"prefill_2048", prefill, 1, 2048},
+      {"batch1_d1024", decode, 1, 1024},   {"batch4_d1024", decode, 4, 1024},
+      {"batch16_d1024", decode, 16, 1024},
+  };
+}
+
+absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementOptions& options,
+                                    WhitRunner& whit, absl::Span<Runner* const> peers,
+                                    ReadStream& stream) {
+  absl::StatusOr<Runner*> peer = FastestPeer(workload, options.steps, peers);
+  if (!peer.ok()) return peer.status();
+  const bool decode = workload.kind == Workload::Kind::kDecode;
+  std::vector<double> seconds, peer_seconds, depths;
+  double bytes = 0, bytes_per_second = 0;
+  for (int run = -1; run < options.repeats; ++run) {  // the first is the warm-up
+    if (absl::Status s = Prepare(workload, whit); !s.ok()) return s;
+    depths.push_back(whit.depth() + (options.steps - 1) / 2.0);
+    absl::StatusOr<double> whit_run = RunOnce(workload, options.steps, whit);
+    if (!whit_run.ok()) return whit_run.status();
+    seconds.push_back(*whit_run);
+    bytes = static_cast<double>(whit.weight_bytes_per_step() + (decode ? whit.kv_bytes() : 0));
+    bytes_per_second =
+        std::max(bytes_per_second, stream.BytesPerSecond(static_cast<size_t>(bytes)));
+    if (run < 0) {
+      seconds.clear();
+      depths.clear();
+    } else if (*peer != nullptr) {
+      if (absl::Status s = Prepare(workload, **peer); !s.ok()) return s;
+      absl::StatusOr<double> peer_run = RunOnce(workload, options.steps, **peer);
+      if (!peer_run.ok()) return peer_run.status();
+      peer_seconds.push_back(*peer_run);
+    }
+  }
+
+  Measurement m;
+  m.workload = workload;
+  m.seconds = Median(seconds);
+  m.depth = decode ? Median(depths) : 0;
+  const double read_seconds = bytes / bytes_per_second;
+  const double compute_seconds = WeightOps(workload, whit.config()) / options.int8_ops_per_second;
+  m.compute_bound = compute_seconds > read_seconds;
+  m.roof_seconds = std::max(compute_seconds, read_seconds);
+  if (!peer_seconds.empty()) m.peer_seconds = Median(peer_seconds);
+  return m;
+}
+
+}  // namespace whit

@@ -1,0 +1,62 @@
+// The rows of whit-bench's table and how each is measured.
+#ifndef WHIT_TESTS_BENCH_MEASUREMENT_H_
+#define WHIT_TESTS_BENCH_MEASUREMENT_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "tests/bench/roof.h"
+#include "tests/bench/runner.h"
+#include "tests/bench/whit_runner.h"
+
+namespace whit {
+
+struct Workload {
+  enum class Kind { kDecode, kPrefill };
+  std::string name;
+  Kind kind = Kind::kDecode;
+  int sequences = 1;
+  int tokens = 0;  // of each sequence: the depth of a decode, the length of a prefill
+
+  // What it is measured in tokens per second of.
+  int TokensPerRun(int steps) const { return kind == Kind::kDecode ? sequences * steps : tokens; }
+};
+
+// In the order in which they are best run: a runner's single sequence only grows.
+std::vector<Workload> AllWorkloads();
+
+// One workload, measured.
+struct Measurement {
+  Workload workload;
+  double seconds = 0;          // of a decode step or of the prefill
+  double depth = 0;            // tokens that a decode step attended to, on average
+  double roof_seconds = 0;     // what the machine needs at least
+  bool compute_bound = false;  // the roof is the int8 rate, not the memory's
+  std::optional<double> peer_seconds;
+
+  double TokensPerSecond(double of_seconds) const { return workload.TokensPerRun(1) / of_seconds; }
+};
+
+struct MeasurementOptions {
+  int repeats = 5;
+  int steps = 16;  // decode steps of one repeat
+  double int8_ops_per_second = 0;
+};
+
+// Medians of `repeats` runs. Whit and the peer take turns, and while one runs the other is idle:
+// what a neighbour on the machine takes, it takes from both. Of several `peers` (the same engine
+// with other settings) the one that is fastest in a first run is compared with. The roof is the
+// larger of two times: to read the step's weights and KV pages at the rate at which the machine
+// streams a buffer of just that size, and to do the weights' multiplications and additions at the
+// int8 rate.
+absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementOptions& options,
+                                    WhitRunner& whit, absl::Span<Runner* const> peers,
+                                    ReadStream& stream);
+
+}  // namespace whit
+
+#endif  // WHIT_TESTS_BENCH_MEASUREMENT_H_

@@ -1,0 +1,39 @@
+// Prints rows as a table for people or as one JSON object a line.
+#ifndef WHIT_TESTS_BENCH_REPORT_H_
+#define WHIT_TESTS_BENCH_REPORT_H_
+
+#include <optional>
+#include <string>
+
+namespace whit {
+
+struct Row {
+  std::string name;
+  double value = 0;
+  std::string unit;
+  // The share reached of what the machine could do, in [0, 1], and what bounds it: "memory" or
+  // "int8".
+  std::optional<double> roof_share = std::nullopt;
+  std::string roof = {};
+  std::string peer = {};  // empty: not compared
+  std::optional<double> peer_value = std::nullopt;
+  // How many times the peer's speed: above 1, Whit is faster, also where less is better.
+  std::optional<double> ratio = std::nullopt;
+};
+
+class Report {
+ public:
+  explicit Report(bool json) : json_(json) {}
+
+  // A line for people; nothing in JSON.
+  void Note(const std::string& line) const;
+  void Header() const;
+  void Print(const Row& row) const;
+
+ private:
+  const bool json_;
+};
+
+}  // namespace whit
+
+#endif  // WHIT_TESTS_BENCH_REPORT_H_

@@ -1,0 +1,181 @@
+#include "tests/bench/roof.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "tests/bench/roof.cc"
+#define HWY_WANT_AVX3_DL 1
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_AVX3_DL  // Highway before 1.1 leaves VNNI out of this target
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+#endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Reads bytes [0, size), size a multiple of 1,024, and returns something that depends on all.
+uint64_t Read(const uint8_t* data, size_t size) {
+  const hn::ScalableTag<uint64_t> d;
+  const size_t lanes = hn::Lanes(d) * sizeof(uint64_t);
+  auto sum0 = hn::Zero(d), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+  const auto load = [&](size_t i) {
+    return hn::Load(d, reinterpret_cast<const uint64_t*>(data + i));
+  };
+  for (size_t i = 0; i < size; i += 4 * lanes) {
+    sum0 = hn::Xor(sum0, load(i));
+    sum1 = hn::Xor(sum1, load(i + lanes));
+    sum2 = hn::Xor(sum2, load(i + 2 * lanes));
+    sum3 = hn::Xor(sum3, load(i + 3 * lanes));
+  }
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3))));
+}
+
+// Independent accumulators, enough to hide the latency of a dot instruction on two ports.
+constexpr size_t kChains = 12;
+
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_INLINE size_t OpsPerDot() { return 64 * 2; }
+using Accumulator = __m512i;
+HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
+  return _mm512_dpbusd_epi32(sum, a, b);
+}
+HWY_INLINE Accumulator Fill(int8_t x) { return _mm512_set1_epi8(x); }
+HWY_INLINE uint64_t Fold(Accumulator sum) { return _mm512_reduce_add_epi32(sum); }
+#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+HWY_INLINE size_t OpsPerDot() { return 32 * 2; }
+using Accumulator = __m256i;
+HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
+  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
+}
+HWY_INLINE Accumulator Fill(int8_t x) { return _mm256_set1_epi8(x); }
+HWY_INLINE uint64_t Fold(Accumulator sum) { return _mm_cvtsi128_si64(_mm256_castsi256_si128(sum)); }
+#else
+// Pairs of int16, which every target multiplies and adds.
+using D16 = hn::ScalableTag<int16_t>;
+using D32 = hn::RepartitionToWide<D16>;
+HWY_INLINE size_t OpsPerDot() { return hn::Lanes(D16()) * 2; }
+using Accumulator = hn::Vec<D32>;
+HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
+  Accumulator odd = hn::Zero(D32());
+  return hn::ReorderWidenMulAccumulate(D32(), hn::BitCast(D16(), a), hn::BitCast(D16(), b), sum,
+                                       odd);
+}
+HWY_INLINE Accumulator Fill(int8_t x) { return hn::BitCast(D32(), hn::Set(D16(), x)); }
+HWY_INLINE uint64_t Fold(Accumulator sum) {
+  return static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(D32(), sum)));
+}
+#endif
+
+// Runs `rounds` * kChains dot instructions. The operands come from `seed`, so that nothing is known
+// when this is compiled.
+uint64_t DotChains(size_t rounds, int8_t seed) {
+  Accumulator sums[kChains];
+  for (Accumulator& sum : sums) sum = Fill(seed);
+  const Accumulator a = Fill(seed), b = Fill(static_cast<int8_t>(seed ^ 0x55));
+  for (size_t round = 0; round < rounds; ++round) {
+    for (size_t i = 0; i < kChains; ++i) sums[i] = Dot(sums[i], a, b);
+  }
+  uint64_t folded = 0;
+  for (const Accumulator& sum : sums) folded += Fold(sum);
+  return folded;
+}
+
+size_t OpsPerRound() { return kChains * OpsPerDot(); }
+
+const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace whit
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_POP_ATTRIBUTES
+#endif
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace whit {
+namespace {
+
+HWY_EXPORT(Read);
+HWY_EXPORT(DotChains);
+HWY_EXPORT(OpsPerRound);
+HWY_EXPORT(TargetName);
+
+constexpr int kTries = 5;
+constexpr size_t kReadGrain = size_t{256} << 10;
+
+std::atomic<uint64_t> sink{0};  // keeps results, and so the loops that made them, alive
+
+template <typename Fn>
+double BestSeconds(Fn fn) {
+  absl::Duration best = absl::InfiniteDuration();
+  for (int i = 0; i < kTries; ++i) {
+    const absl::Time start = absl::Now();
+    fn();
+    best = std::min(best, absl::Now() - start);
+  }
+  return absl::ToDoubleSeconds(best);
+}
+
+size_t RoundUp(size_t bytes) { return (bytes + kReadGrain - 1) / kReadGrain * kReadGrain; }
+
+}  // namespace
+
+ReadStream::ReadStream(size_t max_bytes, ThreadPool& threads)
+    : max_bytes_(RoundUp(max_bytes)),
+      threads_(threads),
+      data_(hwy::AllocateAligned<uint8_t>(max_bytes_)) {
+  // As the weights and the page pool are: a hint, and no harm if it is refused.
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(data_.get()) / kHugePage * kHugePage + kHugePage;
+  const auto end = reinterpret_cast<uintptr_t>(data_.get() + max_bytes_);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  // Written, or the pages would all be the kernel's one page of zeros.
+  threads_.ParallelFor(max_bytes_, kReadGrain, [&](size_t begin, size_t end, int) {
+    std::fill(data_.get() + begin, data_.get() + end, uint8_t{1});
+  });
+}
+
+double ReadStream::BytesPerSecond(size_t bytes) {
+  bytes = std::min(RoundUp(bytes), max_bytes_);
+  const double seconds = BestSeconds([&] {
+    threads_.ParallelFor(bytes, kReadGrain, [&](size_t begin, size_t end, int) {
+      sink += HWY_DYNAMIC_DISPATCH(Read)(data_.get() + begin, end - begin);
+    });
+  });
+  return static_cast<double>(bytes) / seconds;
+}
+
+double Int8OpsPerSecond(ThreadPool& threads) {
+  constexpr size_t kRounds = 200'000, kChunks = 64;
+  const double seconds = BestSeconds([&] {
+    threads.ParallelFor(kChunks, 1, [&](size_t begin, size_t end, int thread) {
+      for (size_t i = begin; i < end; ++i) {
+        sink += HWY_DYNAMIC_DISPATCH(DotChains)(kRounds, static_cast<int8_t>(thread + 1));
+      }
+    });
+  });
+  return static_cast<double>(kChunks * kRounds * HWY_DYNAMIC_DISPATCH(OpsPerRound)()) / seconds;
+}
+
+std::string SimdTargetName() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
+
+size_t LastLevelCacheBytes() {
+  for (int level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE}) {
+    if (const long bytes = sysconf(level); bytes > 0) return static_cast<size_t>(bytes);
+  }
+  return 0;
+}
+
+}  // namespace whit
+#endif  // HWY_ONCE
