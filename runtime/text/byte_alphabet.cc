@@ -38,7 +38,8 @@ constexpr Alphabet kAlphabet = MakeAlphabet();
 std::string SpellByte(uint8_t byte) {
   const int code_point = kAlphabet.code_point_of_byte[byte];
   if (code_point < 0x80) return std::string(1, static_cast<char>(code_point));
-  return {static_cast<char>(0xC0 | (code_point >> 6)), static_cast<char>(0x80 | (code_point & 0x3F))};
+  return {static_cast<char>(0xC0 | (code_point >> 6)),
+          static_cast<char>(0x80 | (code_point & 0x3F))};
 }
 
 bool AppendSpelledBytes(std::string_view spelling, std::string& bytes) {

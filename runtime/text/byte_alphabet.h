@@ -12,8 +12,8 @@ namespace whit {
 // The character that stands for a byte, in UTF-8.
 std::string SpellByte(uint8_t byte);
 
-// Appends the bytes that `spelling` stands for; false, and nothing appended, if some character of it
-// stands for no byte.
+// Appends the bytes that `spelling` stands for; false, and nothing appended, if some character of
+// it stands for no byte.
 bool AppendSpelledBytes(std::string_view spelling, std::string& bytes);
 
 }  // namespace whit

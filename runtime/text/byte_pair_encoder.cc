@@ -52,8 +52,8 @@ void BytePairEncoder::Encode(std::string_view word, Scratch& scratch,
     const auto left_index = static_cast<uint32_t>(queue.back());
     queue.pop_back();
 
-    // A candidate is stale once either of its symbols has been merged: the one that was swallowed has
-    // no token any more, the one that grew has another.
+    // A candidate is stale once either of its symbols has been merged: the one that was swallowed
+    // has no token any more, the one that grew has another.
     Scratch::Symbol& left = symbols[left_index];
     if (left.id != merge.left || left.next == kNone) continue;
     Scratch::Symbol& right = symbols[left.next];

@@ -34,8 +34,8 @@ class BytePairEncoder {
     std::vector<uint64_t> queue;
   };
 
-  // Appends the tokens of a word of fewer than 2^32 - 1 bytes. Always merges the pair of the highest
-  // priority, the leftmost of equals, until none is left. O(n log n).
+  // Appends the tokens of a word of fewer than 2^32 - 1 bytes. Always merges the pair of the
+  // highest priority, the leftmost of equals, until none is left. O(n log n).
   void Encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
  private:

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "runtime/text/quoted.h"
 
 namespace whit {
 namespace {
@@ -21,7 +22,8 @@ constexpr std::string_view kGpt2 =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 // SmolLM first cuts out each digit, then uses GPT-2's expression on what lies between. As a single
-// expression: a space before a digit is at the end of its stretch, so it stays with the spaces before.
+// expression: a space before a digit is at the end of its stretch, so it stays with the spaces
+// before.
 constexpr std::string_view kSmolLm =
     R"(\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+)";
 
@@ -29,9 +31,8 @@ constexpr std::string_view kLlama3 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3})"
     R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-constexpr std::string_view kQwen2 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
-    R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen2 = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
+                                    R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 struct KnownPreTokenizer {
   std::string_view name;
@@ -116,25 +117,26 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::string_v
   }
   if (known == nullptr) {
     return absl::UnimplementedError(
-        absl::StrCat("pre-tokenizer '", absl::string_view(name.data(), name.size()),
-                     "' is not supported (tokenizer.ggml.pre; supported are those of the gpt-2, "
+        absl::StrCat("pre-tokenizer ", Quoted(name),
+                     " is not supported (tokenizer.ggml.pre; supported are those of the gpt-2, "
                      "smollm, llama-bpe and qwen2 families)"));
   }
 
   // PCRE2's \s also matches U+180E, which has not been white space since Unicode 6.3.
-  const std::string pattern = absl::StrReplaceAll(
-      absl::string_view(known->regex.data(), known->regex.size()),
-      {{R"(\s)", R"(\p{White_Space})"}, {R"(\S)", R"(\P{White_Space})"}});
+  const std::string pattern =
+      absl::StrReplaceAll(absl::string_view(known->regex.data(), known->regex.size()),
+                          {{R"(\s)", R"(\p{White_Space})"}, {R"(\S)", R"(\P{White_Space})"}});
   int error = 0;
   size_t error_offset = 0;
   Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
                           PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &error, &error_offset, nullptr));
   MatchContext context(pcre2_match_context_create(nullptr));
   if (code == nullptr || context == nullptr) {
-    return absl::InternalError(absl::StrCat("the pre-tokenizer's regular expression: ",
-                                            Pcre2Message(error), " at ", error_offset));
+    return absl::InternalError(absl::StrCat(
+        "the pre-tokenizer's regular expression: ", Pcre2Message(error), " at ", error_offset));
   }
-  // Without it, where code may not be written at run time, the interpreter does the same more slowly.
+  // Without it, where code may not be written at run time, the interpreter does the same more
+  // slowly.
   pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);
   // A word may be as long as the text and each of its characters be given back once: that is no
   // runaway.

@@ -14,7 +14,8 @@ namespace whit {
 // Threads: immutable after Create; any thread may call.
 class PreTokenizer {
  public:
-  // `name` is the value of a GGUF file's tokenizer.ggml.pre. UNIMPLEMENTED for one that is not known.
+  // `name` is the value of a GGUF file's tokenizer.ggml.pre. UNIMPLEMENTED for one that is not
+  // known.
   static absl::StatusOr<std::unique_ptr<PreTokenizer>> Create(std::string_view name);
   ~PreTokenizer();
 

@@ -40,14 +40,15 @@ void SpecialTokenMatcher::Split(std::string_view text, absl::Span<const Range> s
 
 const SpecialTokenMatcher::Token* SpecialTokenMatcher::MatchPrefix(std::string_view text,
                                                                    size_t special_size) const {
-  // Tokens with a common prefix are neighbours, the shortest first. So walk down the text and keep the
-  // tokens that agree with it so far.
+  // Tokens with a common prefix are neighbours, the shortest first. So walk down the text and keep
+  // the tokens that agree with it so far.
   auto first = tokens_.begin(), last = tokens_.end();
   const Token* longest = nullptr;
   for (size_t length = 0; length < text.size();) {
     const auto byte = static_cast<uint8_t>(text[length]);
     const auto byte_of = [length](const Token& token) {
-      return length < token.spelling.size() ? int{static_cast<uint8_t>(token.spelling[length])} : -1;
+      return length < token.spelling.size() ? int{static_cast<uint8_t>(token.spelling[length])}
+                                            : -1;
     };
     first = std::partition_point(first, last, [&](const Token& t) { return byte_of(t) < byte; });
     last = std::partition_point(first, last, [&](const Token& t) { return byte_of(t) == byte; });

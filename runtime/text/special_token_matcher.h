@@ -28,15 +28,15 @@ class SpecialTokenMatcher {
     size_t begin, end;
   };
   // Cuts `text` into tokens and what lies between them, and hands both over in their order. Of the
-  // tokens that begin earliest, the longest is taken. `special_ranges`, in order and not touching each
-  // other, are where special tokens are asked for; such a token lies within one of them.
+  // tokens that begin earliest, the longest is taken. `special_ranges`, in order and not touching
+  // each other, are where special tokens are asked for; such a token lies within one of them.
   void Split(std::string_view text, absl::Span<const Range> special_ranges,
              absl::FunctionRef<void(std::string_view)> use_text,
              absl::FunctionRef<void(int32_t)> use_token) const;
 
  private:
-  // The longest token at the beginning of `text`, and within its first `special_size` bytes unless it
-  // counts always. nullptr if there is none.
+  // The longest token at the beginning of `text`, and within its first `special_size` bytes unless
+  // it counts always. nullptr if there is none.
   const Token* MatchPrefix(std::string_view text, size_t special_size) const;
 
   std::vector<Token> tokens_;  // sorted by spelling

@@ -11,7 +11,8 @@
 namespace whit {
 
 // Holds back the text that may still become a stop string, so that none ever leaks its beginning.
-// The result does not depend on how the text is cut into pieces. Each byte costs amortized O(stops).
+// The result does not depend on how the text is cut into pieces. Each byte costs amortized
+// O(stops).
 class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops);  // none empty
@@ -30,7 +31,8 @@ class StopMatcher {
   // One stop string as a Knuth-Morris-Pratt automaton.
   struct Stop {
     std::string text;
-    // borders[n]: the length of the longest proper suffix of the first n bytes that is also a prefix.
+    // borders[n]: the length of the longest proper suffix of the first n bytes that is also a
+    // prefix.
     std::vector<uint32_t> borders;
     size_t matched = 0;  // bytes of `text` that the stream ends with
 

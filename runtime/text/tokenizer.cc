@@ -5,11 +5,11 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/text/byte_alphabet.h"
 #include "runtime/text/byte_pair_encoder.h"
 #include "runtime/text/pre_tokenizer.h"
+#include "runtime/text/quoted.h"
 #include "runtime/text/special_token_matcher.h"
 #include "runtime/text/utf8.h"
 #include "runtime/text/vocabulary.h"
@@ -17,10 +17,8 @@
 namespace whit {
 namespace {
 
-constexpr std::string_view kModelKey = "tokenizer.ggml.model";
-constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
-
-absl::string_view Absl(std::string_view s) { return {s.data(), s.size()}; }
+constexpr char kModelKey[] = "tokenizer.ggml.model";
+constexpr char kMergesKey[] = "tokenizer.ggml.merges";
 
 absl::StatusOr<std::string_view> GetStringOr(const GgufFile& file, std::string_view key,
                                              std::string_view otherwise) {
@@ -44,7 +42,7 @@ absl::StatusOr<BytePairEncoder> ReadMerges(const GgufFile& file, const Vocabular
     const size_t space = merge.find(' ');
     if (space == std::string_view::npos) {
       return absl::InvalidArgumentError(
-          absl::StrCat("merge ", i, ", '", absl::CHexEscape(Absl(merge)), "', is not two tokens"));
+          absl::StrCat("merge ", i, ", ", Quoted(merge), ", is not two tokens"));
     }
     merged.assign(merge, 0, space);
     merged.append(merge, space + 1);
@@ -57,8 +55,8 @@ absl::StatusOr<BytePairEncoder> ReadMerges(const GgufFile& file, const Vocabular
     const int32_t result = find(merged);
     if (left < 0 || right < 0 || result < 0) {
       return absl::InvalidArgumentError(
-          absl::StrCat("merge ", i, ", '", absl::CHexEscape(Absl(merge)),
-                       "': one of its parts or what they make is not in the vocabulary"));
+          absl::StrCat("merge ", i, ", ", Quoted(merge),
+                       ": one of its parts or what they make is not in the vocabulary"));
     }
     encoder.AddMerge(left, right, result);
   }
@@ -97,15 +95,15 @@ Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const GgufFile& file) {
-  for (std::string_view key : {kModelKey, kMergesKey}) {
-    if (!file.Has(key)) return absl::InvalidArgumentError(absl::StrCat(Absl(key), " is missing"));
+  for (const char* key : {kModelKey, kMergesKey}) {
+    if (!file.Has(key)) return absl::InvalidArgumentError(absl::StrCat(key, " is missing"));
   }
   const auto model = file.GetString(kModelKey);
   if (!model.ok()) return model.status();
   if (*model != "gpt2") {
     return absl::UnimplementedError(
-        absl::StrCat("tokenizer model '", absl::CHexEscape(Absl(*model)),
-                     "' is not supported (tokenizer.ggml.model; supported is gpt2)"));
+        absl::StrCat("tokenizer model ", Quoted(*model),
+                     " is not supported (tokenizer.ggml.model; supported is gpt2)"));
   }
   const auto pre = GetStringOr(file, "tokenizer.ggml.pre", "");
   if (!pre.ok()) return pre.status();
@@ -155,7 +153,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
                                                        bool parse_special) const {
   const size_t invalid = FindInvalidUtf8(text);
   if (invalid != std::string_view::npos) {
-    return absl::InvalidArgumentError(absl::StrCat("the text is not valid UTF-8 at byte ", invalid));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the text is not valid UTF-8 at byte ", invalid));
   }
   const SpecialTokenMatcher::Range whole{0, parse_special ? text.size() : 0};
   return impl_->Encode(text, {&whole, 1});

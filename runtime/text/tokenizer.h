@@ -14,8 +14,9 @@
 
 namespace whit {
 
-// A stretch of text, and whether special tokens written in it count as such. Consecutive segments are
-// tokenized as one text: where they meet is no token boundary unless a special token makes it one.
+// A stretch of text, and whether special tokens written in it count as such. Consecutive segments
+// are tokenized as one text: where they meet is no token boundary unless a special token makes it
+// one.
 struct TextSegment {
   std::string text;
   bool parse_special = false;
@@ -28,8 +29,8 @@ class Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Create(const GgufFile& file);
   ~Tokenizer();
 
-  // INVALID_ARGUMENT gives the offset of the first byte that is not UTF-8. No begin-of-text token is
-  // added here.
+  // INVALID_ARGUMENT gives the offset of the first byte that is not UTF-8. No begin-of-text token
+  // is added here.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool parse_special) const;
   absl::StatusOr<std::vector<int32_t>> EncodeSegments(absl::Span<const TextSegment> segments) const;
 

@@ -12,8 +12,8 @@ namespace whit {
 size_t FindInvalidUtf8(std::string_view text);
 
 // Turns a stream of byte pieces (tokens) into whole characters. A sequence that is cut is held back
-// until it is complete; bytes that can never become UTF-8 come out as U+FFFD, one per maximal invalid
-// prefix (Unicode 15, 3.9, "substitution of maximal subparts").
+// until it is complete; bytes that can never become UTF-8 come out as U+FFFD, one per maximal
+// invalid prefix (Unicode 15, 3.9, "substitution of maximal subparts").
 class Utf8Stream {
  public:
   // Adds bytes, returns the text that has become certain.

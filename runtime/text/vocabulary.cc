@@ -5,24 +5,37 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/text/byte_alphabet.h"
+#include "runtime/text/quoted.h"
 
 namespace whit {
 namespace {
 
-// Files rarely name all tokens that end a generation, so spelling decides too. The lists and their use
-// are llama.cpp's. A token with such a spelling is a control token whatever the file says of it.
+// Files rarely name all tokens that end a generation, so spelling decides too. The lists and their
+// use are llama.cpp's. A token with such a spelling is a control token whatever the file says of
+// it.
 constexpr std::string_view kEndOfGeneration[] = {
-    "<|eot_id|>",    "<|eom_id|>",      "<|im_end|>",         "<|end|>", "<end_of_turn>",
-    "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>", "</s>",    "<eos>",
-    "<EOT>",         "_<EOT>",          "[EOT]",              "[EOS]",   "<｜end▁of▁sentence｜>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "</s>",
+    "<eos>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<｜end▁of▁sentence｜>",
 };
 
 // Fill-in-the-middle tokens: a model that pads, or begins another file or repository, is done.
 struct FillInTheMiddleToken {
-  std::string_view key;
+  const char* key;
   std::array<std::string_view, 5> spellings;
   bool ends_generation;
 };
@@ -47,16 +60,14 @@ constexpr FillInTheMiddleToken kFillInTheMiddle[] = {
 
 constexpr int32_t kNoToken = -1;
 
-absl::string_view Absl(std::string_view s) { return {s.data(), s.size()}; }
-
 // The token id that the file gives under `key`; kNoToken if it does not.
-absl::StatusOr<int32_t> ReadTokenId(const GgufFile& file, std::string_view key, size_t num_tokens) {
+absl::StatusOr<int32_t> ReadTokenId(const GgufFile& file, const char* key, size_t num_tokens) {
   if (!file.Has(key)) return kNoToken;
   const absl::StatusOr<uint64_t> id = file.GetUint(key);
   if (!id.ok()) return id.status();
   if (*id >= num_tokens) {
     return absl::InvalidArgumentError(
-        absl::StrCat(Absl(key), " is ", *id, ", but there are ", num_tokens, " tokens"));
+        absl::StrCat(key, " is ", *id, ", but there are ", num_tokens, " tokens"));
   }
   return static_cast<int32_t>(*id);
 }
@@ -69,15 +80,15 @@ int32_t FindToken(const Vocabulary::Index& index, std::string_view spelling) {
 }  // namespace
 
 absl::StatusOr<Vocabulary> Vocabulary::Read(const GgufFile& file, Index& index) {
-  constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
+  constexpr char kTokensKey[] = "tokenizer.ggml.tokens";
   if (!file.Has(kTokensKey)) {
-    return absl::InvalidArgumentError(absl::StrCat(Absl(kTokensKey), " is missing"));
+    return absl::InvalidArgumentError(absl::StrCat(kTokensKey, " is missing"));
   }
   const auto spellings = file.GetStringArray(kTokensKey);
   if (!spellings.ok()) return spellings.status();
   if (spellings->empty() || spellings->size() > INT32_MAX) {
     return absl::InvalidArgumentError(
-        absl::StrCat(Absl(kTokensKey), " has ", spellings->size(), " elements, not 1 to 2^31 - 1"));
+        absl::StrCat(kTokensKey, " has ", spellings->size(), " elements, not 1 to 2^31 - 1"));
   }
 
   index.reserve(spellings->size());
@@ -86,9 +97,8 @@ absl::StatusOr<Vocabulary> Vocabulary::Read(const GgufFile& file, Index& index) 
     if (spelling.empty()) continue;  // a gap in the numbers; no text gives it
     const auto [first, is_new] = index.emplace(spelling, static_cast<int32_t>(id));
     if (!is_new) {
-      return absl::InvalidArgumentError(absl::StrCat("tokens ", first->second, " and ", id,
-                                                     " have the same spelling, '",
-                                                     absl::CHexEscape(Absl(spelling)), "'"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tokens ", first->second, " and ", id, " have the same spelling, ", Quoted(spelling)));
     }
   }
 
@@ -102,22 +112,21 @@ absl::StatusOr<Vocabulary> Vocabulary::Read(const GgufFile& file, Index& index) 
 }
 
 absl::Status Vocabulary::ReadKinds(const GgufFile& file, size_t num_tokens) {
-  constexpr std::string_view kKey = "tokenizer.ggml.token_type";
+  constexpr char kKey[] = "tokenizer.ggml.token_type";
   kinds_.assign(num_tokens, TokenKind::kNormal);
   if (!file.Has(kKey)) return absl::OkStatus();
   const auto kinds = file.GetIntArray(kKey);
   if (!kinds.ok()) return kinds.status();
   if (kinds->size() != num_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(Absl(kKey), " has ", kinds->size(),
-                                                   " elements, but there are ", num_tokens,
-                                                   " tokens"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        kKey, " has ", kinds->size(), " elements, but there are ", num_tokens, " tokens"));
   }
   constexpr auto kMax = static_cast<int64_t>(TokenKind::kByte);
   for (size_t id = 0; id < num_tokens; ++id) {
     const int64_t kind = (*kinds)[id];
     if (kind < 0 || kind > kMax) {
       return absl::InvalidArgumentError(
-          absl::StrCat(Absl(kKey), " of token ", id, " is ", kind, ", not 0 to ", kMax));
+          absl::StrCat(kKey, " of token ", id, " is ", kind, ", not 0 to ", kMax));
     }
     kinds_[id] = static_cast<TokenKind>(kind);
   }
@@ -126,7 +135,7 @@ absl::Status Vocabulary::ReadKinds(const GgufFile& file, size_t num_tokens) {
 
 absl::Status Vocabulary::FindSpecialTokens(const GgufFile& file, const Index& index) {
   absl::Status status;
-  const auto read = [&](std::string_view key) {
+  const auto read = [&](const char* key) {
     const absl::StatusOr<int32_t> id = ReadTokenId(file, key, kinds_.size());
     if (!id.ok()) status.Update(id.status());
     return id.value_or(kNoToken);

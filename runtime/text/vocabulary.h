@@ -1,4 +1,5 @@
-// Vocabulary: the tokens of a GGUF file, what they stand for, and which of them play a special part.
+// Vocabulary: the tokens of a GGUF file, what they stand for, and which of them play a special
+// part.
 #ifndef WHIT_RUNTIME_TEXT_VOCABULARY_H_
 #define WHIT_RUNTIME_TEXT_VOCABULARY_H_
 
@@ -32,8 +33,8 @@ class Vocabulary {
   // Token ids by the tokens' spelling. The keys point into the file.
   using Index = absl::flat_hash_map<std::string_view, int32_t>;
 
-  // INVALID_ARGUMENT for duplicate tokens, arrays of different lengths, and ids or kinds out of range.
-  // Fills `index`, which is needed only as long as the tokenizer is being built.
+  // INVALID_ARGUMENT for duplicate tokens, arrays of different lengths, and ids or kinds out of
+  // range. Fills `index`, which is needed only as long as the tokenizer is being built.
   static absl::StatusOr<Vocabulary> Read(const GgufFile& file, Index& index);
 
   int size() const { return static_cast<int>(kinds_.size()); }
@@ -56,8 +57,8 @@ class Vocabulary {
   void DecodeBytes(absl::Span<const std::string_view> spellings);
 
   std::vector<TokenKind> kinds_;
-  std::string bytes_;            // of all tokens, one after the other
-  std::vector<size_t> ends_;     // of each token in bytes_, after a leading 0
+  std::string bytes_;         // of all tokens, one after the other
+  std::vector<size_t> ends_;  // of each token in bytes_, after a leading 0
   int32_t bos_id_ = -1;
   int32_t eos_id_ = -1;
   std::vector<int32_t> end_of_generation_ids_;  // sorted

@@ -1,4 +1,5 @@
-// whit_tokenize_lines MODEL.gguf: tokenizes what it reads, for comparison with other implementations.
+// whit_tokenize_lines MODEL.gguf: tokenizes what it reads, for comparison with other
+// implementations.
 //
 // Standard input: JSON objects, one a line: {"text": "…", "parse_special": false}.
 // Standard output, one line for each: {"token_ids": […], "text": "…"}, the ids turned back to text.
@@ -33,8 +34,9 @@ int main(int argc, char** argv) {
     if (!request.is_object() || !request.contains("text") || !request["text"].is_string()) {
       return Fail("not a request: " + line);
     }
-    const auto ids = (*tokenizer)->Encode(request["text"].get_ref<const std::string&>(),
-                                          request.value("parse_special", false));
+    const auto ids = (*tokenizer)
+                         ->Encode(request["text"].get_ref<const std::string&>(),
+                                  request.value("parse_special", false));
     if (!ids.ok()) return Fail(ids.status().ToString());
     whit::Utf8Stream stream;
     std::string text;
