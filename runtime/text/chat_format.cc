@@ -145,6 +145,9 @@ absl::Status ChatFormat::RecogniseChatMl(std::string_view outline) {
   if (const auto text = FindLiteral(outline, R"('<|im_start|>system\n)", R"(<|im_end|>\n)")) {
     default_system_ = *text;
   } else if (Contains(outline, R"('<|im_start|>system\n'+system_message+'<|im_end|>\n')")) {
+    if (Contains(outline, "{%setsystem_message=''%}")) {
+      return Unsupported("has an empty system message of its own");
+    }
     default_system_ = FindLiteral(outline, "{%setsystem_message='", "").value_or("");
     loses_lone_system_ = true;
   } else if (Contains(outline, "system_message")) {
