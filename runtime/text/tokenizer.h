@@ -25,7 +25,8 @@ struct TextSegment {
 // Threads: immutable after Create; any thread may call.
 class Tokenizer {
  public:
-  // UNIMPLEMENTED names a tokenizer model or pre-tokenizer that is not supported.
+  // UNIMPLEMENTED names a tokenizer model or pre-tokenizer that is not supported, INVALID_ARGUMENT
+  // what is missing, inconsistent or out of range in the file.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Create(const GgufFile& file);
   ~Tokenizer();
 

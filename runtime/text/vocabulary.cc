@@ -168,12 +168,12 @@ absl::Status Vocabulary::FindSpecialTokens(const GgufFile& file, const Index& in
 }
 
 void Vocabulary::DecodeBytes(absl::Span<const std::string_view> spellings) {
-  ends_.reserve(spellings.size() + 1);
-  ends_.push_back(0);
+  offsets_.reserve(spellings.size() + 1);
+  offsets_.push_back(0);
   for (size_t id = 0; id < spellings.size(); ++id) {
     const bool is_text = kinds_[id] != TokenKind::kUserDefined && !IsSpecial(static_cast<int>(id));
     if (!is_text || !AppendSpelledBytes(spellings[id], bytes_)) bytes_ += spellings[id];
-    ends_.push_back(bytes_.size());
+    offsets_.push_back(bytes_.size());
   }
 }
 

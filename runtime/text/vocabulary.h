@@ -40,7 +40,7 @@ class Vocabulary {
   int size() const { return static_cast<int>(kinds_.size()); }
   // The bytes that a token stands for; for one that text is never made of, its own spelling.
   std::string_view bytes(int32_t id) const {
-    return std::string_view(bytes_).substr(ends_[id], ends_[id + 1] - ends_[id]);
+    return std::string_view(bytes_).substr(offsets_[id], offsets_[id + 1] - offsets_[id]);
   }
   TokenKind kind(int32_t id) const { return kinds_[id]; }
   bool IsSpecial(int32_t id) const {
@@ -57,8 +57,8 @@ class Vocabulary {
   void DecodeBytes(absl::Span<const std::string_view> spellings);
 
   std::vector<TokenKind> kinds_;
-  std::string bytes_;         // of all tokens, one after the other
-  std::vector<size_t> ends_;  // of each token in bytes_, after a leading 0
+  std::string bytes_;            // of all tokens, one after the other
+  std::vector<size_t> offsets_;  // of each token in bytes_, and of the end
   int32_t bos_id_ = -1;
   int32_t eos_id_ = -1;
   std::vector<int32_t> end_of_generation_ids_;  // sorted
