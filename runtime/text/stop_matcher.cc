@@ -26,6 +26,7 @@ void StopMatcher::Stop::Advance(char byte) {
 StopMatcher::StopMatcher(std::vector<std::string> stops) {
   stops_.reserve(stops.size());
   for (std::string& stop : stops) {
+    if (stop.empty()) continue;
     std::vector<uint32_t> borders = ComputeBorders(stop);
     stops_.push_back({std::move(stop), std::move(borders)});
   }

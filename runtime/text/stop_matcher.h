@@ -15,7 +15,7 @@ namespace whit {
 // O(stops).
 class StopMatcher {
  public:
-  explicit StopMatcher(std::vector<std::string> stops);  // none empty
+  explicit StopMatcher(std::vector<std::string> stops);  // empty ones stop nothing
 
   struct Result {
     std::string text;      // safe to show now

@@ -1,5 +1,5 @@
 // Runs a fuzz target without libFuzzer: a bounded, repeatable number of mutations of a tiny model.
-//   usage: gguf_fuzzer [MUTATIONS]
+//   usage: NAME_fuzzer [MUTATIONS]
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

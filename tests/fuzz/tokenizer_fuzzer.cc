@@ -58,8 +58,8 @@ void TestStreams(std::string_view bytes) {
   Check((text == bytes) == (FindInvalidUtf8(bytes) == std::string_view::npos));
 
   if (bytes.size() < 8) return;
-  const std::vector<std::string> stops = {std::string(bytes.substr(0, 1 + bytes[0] % 4)),
-                                          std::string(bytes.substr(4, 1 + bytes[1] % 4)), "\n\n"};
+  const std::vector<std::string> stops = {std::string(bytes.substr(0, bytes[0] & 3)),
+                                          std::string(bytes.substr(4, bytes[1] & 3)), "\n\n"};
   const std::string_view rest = bytes.substr(2);
   Check(Match(stops, {rest}) == Match(stops, Cut(rest)));
 }

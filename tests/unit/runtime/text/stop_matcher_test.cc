@@ -52,6 +52,7 @@ TEST(StopMatcherTest, EndsTheTextBeforeAStopString) {
   EXPECT_EQ(Match({"END"}, "one EN two", 3), (Outcome{"one EN two", false}));
   EXPECT_EQ(Match({"END"}, "END", 1), (Outcome{"", true}));
   EXPECT_EQ(Match({}, "anything", 3), (Outcome{"anything", false}));
+  EXPECT_EQ(Match({"", "g"}, "anything", 3), (Outcome{"anythin", true}));
 }
 
 TEST(StopMatcherTest, NeverLeaksABeginning) {
