@@ -136,7 +136,17 @@ absl::Status ChatFormat::RecogniseChatMl(std::string_view outline) {
   SetTurns(Family::kChatMl, "<|im_start|>", "\n", "<|im_end|>\n", "<|im_start|>assistant\n");
   constexpr std::string_view kTurnEnd = R"(+'<|im_end|>\n')";
   auto trims = FindTurn(outline, R"('<|im_start|>'+message.role+'\n'+)", kTurnEnd);
-  if (!trims) trims = FindTurn(outline, R"('<|im_start|>user\n'+)", kTurnEnd);
+  if (!trims) {
+    // Or each role on its own.
+    for (std::string_view role : kRoles) {
+      const auto role_trims =
+          FindTurn(outline, absl::StrCat("'<|im_start|>", Absl(role), R"(\n'+)"), kTurnEnd);
+      if (!role_trims || (trims && role_trims != trims)) {
+        return Unsupported("has <|im_start|>, but not ChatML's turns");
+      }
+      trims = role_trims;
+    }
+  }
   if (!trims || !Contains(outline, R"('<|im_start|>assistant\n')")) {
     return Unsupported("has <|im_start|>, but not ChatML's turns");
   }

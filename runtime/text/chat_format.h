@@ -48,7 +48,7 @@ class ChatFormat {
  private:
   // What becomes of a system message that comes first.
   enum class SystemMessage {
-    kTurn,        // a turn like others; default_system_, if not empty, stands in for it
+    kTurn,        // a turn like others; default_system_, unless empty, stands in for none
     kAlwaysTurn,  // likewise, even if that is empty; the turn begins with system_preamble_
     kUserPrefix,  // it goes before the first user message, with system_separator_ between
     kRefused,

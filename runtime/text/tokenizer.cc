@@ -17,9 +17,6 @@
 namespace whit {
 namespace {
 
-constexpr char kModelKey[] = "tokenizer.ggml.model";
-constexpr char kMergesKey[] = "tokenizer.ggml.merges";
-
 absl::StatusOr<std::string_view> GetStringOr(const GgufFile& file, std::string_view key,
                                              std::string_view otherwise) {
   if (!file.Has(key)) return otherwise;
@@ -27,6 +24,10 @@ absl::StatusOr<std::string_view> GetStringOr(const GgufFile& file, std::string_v
 }
 
 absl::StatusOr<BytePairEncoder> ReadMerges(const GgufFile& file, const Vocabulary::Index& index) {
+  constexpr char kMergesKey[] = "tokenizer.ggml.merges";
+  if (!file.Has(kMergesKey)) {
+    return absl::InvalidArgumentError(absl::StrCat(kMergesKey, " is missing"));
+  }
   const auto merges = file.GetStringArray(kMergesKey);
   if (!merges.ok()) return merges.status();
   BytePairEncoder encoder;
@@ -95,15 +96,16 @@ Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const GgufFile& file) {
-  for (const char* key : {kModelKey, kMergesKey}) {
-    if (!file.Has(key)) return absl::InvalidArgumentError(absl::StrCat(key, " is missing"));
+  constexpr char kModelKey[] = "tokenizer.ggml.model";
+  if (!file.Has(kModelKey)) {
+    return absl::InvalidArgumentError(absl::StrCat(kModelKey, " is missing"));
   }
   const auto model = file.GetString(kModelKey);
   if (!model.ok()) return model.status();
   if (*model != "gpt2") {
-    return absl::UnimplementedError(
-        absl::StrCat("tokenizer model ", Quoted(*model),
-                     " is not supported (tokenizer.ggml.model; supported is gpt2)"));
+    return absl::UnimplementedError(absl::StrCat("tokenizer model ", Quoted(*model),
+                                                 " is not supported (", kModelKey,
+                                                 "; supported is gpt2)"));
   }
   const auto pre = GetStringOr(file, "tokenizer.ggml.pre", "");
   if (!pre.ok()) return pre.status();

@@ -183,6 +183,22 @@ TEST(ChatFormatTest, ChatMl) {
             "<|im_start|>assistant\n");
 }
 
+TEST(ChatFormatTest, ChatMlWithARoleAtATime) {
+  const auto turn = [](const std::string& role) {
+    return "{% if message.role == '" + role + "' %}{{ '<|im_start|>" + role +
+           "\\n' + message.content + '<|im_end|>\\n' }}{% endif %}";
+  };
+  const auto chat_template = [](const std::string& turns) {
+    return "{% for message in messages %}" + turns + "{% endfor %}{{ '<|im_start|>assistant\\n' }}";
+  };
+  const std::string turns = turn("user") + turn("assistant");
+  EXPECT_EQ(Render(RecogniseOrDie(chat_template(turn("system") + turns)), {{"system", "S"}}),
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\n");
+  // This one would leave out the system message.
+  EXPECT_EQ(ChatFormat::Recognise(chat_template(turns), {}).status().code(),
+            absl::StatusCode::kUnimplemented);
+}
+
 TEST(ChatFormatTest, ChatMlWithADefaultSystemMessage) {
   constexpr std::string_view kDefault =
       "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -278,7 +278,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadFile{"NoModel", [](GgufWriter& f) { f.Remove("tokenizer.ggml.model"); }, kInvalid,
                 "tokenizer.ggml.model is missing"},
         BadFile{"OtherModel",
-                [](GgufWriter& f) { f.Set("tokenizer.ggml.model", std::string("llama")); },
+                [](GgufWriter& f) {
+                  f.Set("tokenizer.ggml.model", std::string("llama"));
+                  f.Remove("tokenizer.ggml.merges");
+                },
                 kUnimplemented, "'llama'"},
         BadFile{"OtherPreTokenizer",
                 [](GgufWriter& f) { f.Set("tokenizer.ggml.pre", std::string("tekken")); },
