@@ -1,5 +1,5 @@
-// Plain decoding of GGUF tensor rows to float: the reference for the kernels' packed layouts, and how
-// small tensors (norms) and embedding rows are read.
+// Plain decoding of GGUF tensor rows to float: the reference for the kernels' packed layouts, and
+// how small tensors (norms) and embedding rows are read.
 #ifndef WHIT_RUNTIME_MODEL_DEQUANTIZE_H_
 #define WHIT_RUNTIME_MODEL_DEQUANTIZE_H_
 

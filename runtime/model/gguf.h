@@ -16,8 +16,17 @@ namespace whit {
 
 // Numbers are the file format's own.
 enum class TensorType : uint32_t {
-  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8,
-  kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kBF16 = 30,
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30,
 };
 
 std::string_view TensorTypeName(TensorType type);
@@ -25,8 +34,8 @@ std::string_view TensorTypeName(TensorType type);
 int TensorBlockElements(TensorType type);
 size_t TensorBlockBytes(TensorType type);
 
-// A tensor as a matrix: dimensions beyond the second are folded into the rows. Points into the mapped
-// file.
+// A tensor as a matrix: dimensions beyond the second are folded into the rows. Points into the
+// mapped file.
 struct GgufTensor {
   std::string_view name;
   TensorType type = TensorType::kF32;
@@ -47,7 +56,8 @@ class GgufFile {
   static absl::StatusOr<std::unique_ptr<GgufFile>> Parse(absl::Span<const std::byte> bytes);
   ~GgufFile();
 
-  // Metadata. NOT_FOUND if the key is absent, INVALID_ARGUMENT if it has another type or does not fit.
+  // Metadata. NOT_FOUND if the key is absent, INVALID_ARGUMENT if it has another type or does not
+  // fit.
   absl::StatusOr<uint64_t> GetUint(std::string_view key) const;  // any integer type, not negative
   absl::StatusOr<double> GetFloat(std::string_view key) const;   // any float type
   absl::StatusOr<bool> GetBool(std::string_view key) const;

@@ -34,13 +34,11 @@ struct ModelConfig {
   int query_size() const { return num_heads * head_dim; }
   int kv_size() const { return num_kv_heads * head_dim; }
   // K and V elements that one token adds over all layers and KV heads.
-  size_t kv_elements_per_token() const {
-    return size_t{2} * num_layers * num_kv_heads * head_dim;
-  }
+  size_t kv_elements_per_token() const { return size_t{2} * num_layers * num_kv_heads * head_dim; }
 };
 
-// UNIMPLEMENTED names an architecture or feature that is not supported; INVALID_ARGUMENT names a value
-// out of range or a tensor that is missing or of the wrong shape.
+// UNIMPLEMENTED names an architecture or feature that is not supported; INVALID_ARGUMENT names a
+// value out of range or a tensor that is missing or of the wrong shape.
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
 
 }  // namespace whit

@@ -145,8 +145,9 @@ struct GroupDot {
   HWY_INLINE GroupDot(const std::byte* group, size_t) : low(group, 0), high(group, 8) {}
   template <size_t kBegin, size_t kEnd>
   HWY_INLINE VF Columns(const int8_t* a) const {
-    return VF{_mm512_insertf32x8(_mm512_castps256_ps512(low.template Columns<kBegin, kEnd>(a)),
-                                 high.template Columns<kBegin, kEnd>(a), 1)};
+    const __m256 rows0 = low.template Columns<kBegin, kEnd>(a);
+    const __m256 rows8 = high.template Columns<kBegin, kEnd>(a);
+    return VF{_mm512_insertf32x8(_mm512_castps256_ps512(rows0), rows8, 1)};
   }
   GroupDot256<kU4> low, high;
 };
