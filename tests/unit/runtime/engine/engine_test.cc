@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <ctime>
 #include <memory>
 #include <random>
 #include <string>
@@ -92,10 +91,10 @@ TEST_F(EngineTest, PagesAreBackBeforeTheCompletionIsDelivered) {
 }
 
 TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom) {
-  constexpr int kThreads = 8, kRequestsEach = 125;
+  constexpr int kThreads = 4, kRequestsEach = 250;
   options_.kv_cache_bytes = size_t{1} << 20;
-  options_.max_running_requests = 8;
-  options_.max_waiting_requests = 6;
+  options_.max_running_requests = 2;
+  options_.max_waiting_requests = 1;
   std::atomic<int> completions{0}, submitted{0};
   const auto engine = MakeEngine(
       {.on_step = {}, .on_completion = [&](const Completion&) { completions.fetch_add(1); }});
@@ -109,7 +108,7 @@ TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom)
       ASSERT_LE(snapshot.running, options_.max_running_requests);
       ASSERT_LE(snapshot.waiting, options_.max_waiting_requests);
       ASSERT_GE(snapshot.headroom_tokens_floor, 0);
-      std::this_thread::yield();
+      absl::SleepFor(absl::Milliseconds(1));
     }
   });
   std::vector<std::thread> threads;
@@ -119,7 +118,7 @@ TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom)
       for (int i = 0; i < kRequestsEach; ++i) {
         Client client;
         Request request = runtime_->GreedyRequest(
-            runtime_->Prompt(1 + static_cast<int>(rng() % 600), rng()), 1 + rng() % 80);
+            runtime_->Prompt(1 + static_cast<int>(rng() % 300), rng()), 1 + rng() % 40);
         if (rng() % 8 == 0) request.deadline = absl::Now() + absl::Milliseconds(rng() % 20);
         const auto number = Submit(*engine, std::move(request), client);
         if (!number.ok()) {
@@ -140,7 +139,7 @@ TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom)
   scraper.join();
   EXPECT_TRUE(engine->WaitUntilIdle(absl::InfiniteFuture()));
   EXPECT_EQ(completions.load(), submitted.load());
-  EXPECT_GT(submitted.load(), 100);
+  EXPECT_GT(submitted.load(), 300);
   const EngineSnapshot snapshot = engine->snapshot();
   EXPECT_EQ(snapshot.pool.used_bytes, 0u);
   EXPECT_EQ(snapshot.reserved_bytes, 0u);

@@ -83,7 +83,7 @@ TEST(SelectLikeliestTest, AgreesWithSortingForEverySize) {
 }
 
 TEST(FilterCandidatesTest, EachFilterKeepsExactlyWhatItShould) {
-  for (size_t n : {5, 100, 5000}) {
+  for (size_t n : {5, 100, 2000}) {
     for (float spread : {0.05f, 1.0f, 5.0f}) {
       const std::vector<float> logits = RandomLogits(n, 7, spread);
       for (float temperature : {0.3f, 1.0f, 10.0f}) {
@@ -143,10 +143,10 @@ TEST(SamplerTest, DrawsFollowTheDistribution) {
                                 {.temperature = 1, .top_k = 10},
                                 {.temperature = 1, .top_p = 0.8f},
                                 {.temperature = 1.5f, .top_k = 30, .top_p = 0.9f, .min_p = 0.1f}}) {
-    for (uint64_t seed : {0, 1, 2}) {
+    for (uint64_t seed : {0, 1}) {
       params.seed = seed;
       int degrees;
-      const double chi_square = ChiSquare(params, logits, 40000, &degrees);
+      const double chi_square = ChiSquare(params, logits, 20000, &degrees);
       ASSERT_GT(degrees, 3);
       // Mean `degrees`, variance twice that; five deviations for fixed seeds.
       EXPECT_LT(chi_square, degrees + 5 * std::sqrt(2.0 * degrees)) << "seed " << seed;
