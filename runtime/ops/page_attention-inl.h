@@ -283,7 +283,6 @@ HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, f
   *sum = hn::GetLane(hn::SumOfLanes(df, total));
 }
 
-// Calls fn with the page's key and value widths as template arguments.
 template <int kQueries, int kDim>
 HWY_INLINE void PageScores(const std::byte* page, Rung rung, int head_dim, const QueryTile& tile,
                            float* const* scores) {
@@ -321,6 +320,13 @@ HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, co
   }
 }
 
+// Brings a page into the second-level cache: pages lie anywhere in the pool, where hardware does
+// not see the next one coming.
+HWY_INLINE void PrefetchBytes(const std::byte* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+constexpr size_t kPagesAhead = 4;
+
 template <int kQueries, int kDim>
 void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials) {
   HWY_ALIGN float scores[kQueries][kRangeTokens];
@@ -332,6 +338,11 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
   int seen = range.tokens_before;
   for (size_t j = 0; j < num_pages; ++j) {
     const PageEntry& page = range.pages[j];
+    if (j + kPagesAhead < num_pages) {
+      const Rung rung = range.pages[j + kPagesAhead].rung;
+      const size_t key_bytes = size_t{2} * head_dim * KeyBits(rung);
+      PrefetchBytes(range.page_data(j + kPagesAhead), key_bytes);
+    }
     for (int i = 0; i < kQueries; ++i) page_scores[i] = scores[i] + j * kTileTokens;
     PageScores<kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, page_scores);
     if (page.mean_block != mean_block) {
@@ -355,6 +366,12 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
     std::memset(values[i], 0, head_dim * sizeof(float));
   }
   for (size_t j = 0; j < num_pages; ++j) {
+    if (j + kPagesAhead < num_pages) {
+      const Rung rung = range.pages[j + kPagesAhead].rung;
+      const size_t key_bytes = size_t{2} * head_dim * KeyBits(rung);
+      PrefetchBytes(range.page_data(j + kPagesAhead) + key_bytes,
+                    PageBytes(rung, head_dim) - key_bytes);
+    }
     const float* p[kQueries];
     for (int i = 0; i < kQueries; ++i) p[i] = scores[i] + j * kTileTokens;
     AddPageValues<kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, p, values);
