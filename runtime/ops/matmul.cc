@@ -153,6 +153,20 @@ void MultiplyPanel(const Activations& a, const PackedMatrix& w, size_t panel, si
   }
 }
 
+// The sums of one row, all of a panel's or the first `count` of its last one's.
+HWY_INLINE void WritePanelRow(const float* HWY_RESTRICT sums, size_t count, bool accumulate,
+                              float* HWY_RESTRICT out) {
+  const DF df;
+  if (count < kPanelRows) {
+    for (size_t i = 0; i < count; ++i) out[i] = accumulate ? out[i] + sums[i] : sums[i];
+    return;
+  }
+  for (size_t i = 0; i < kPanelRows; i += hn::Lanes(df)) {
+    const VF sum = hn::Load(df, sums + i);
+    hn::StoreU(accumulate ? hn::Add(hn::LoadU(df, out + i), sum) : sum, df, out + i);
+  }
+}
+
 // Panels [begin, end) of one output, for all rows of activations.
 void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
   alignas(64) float acc[kRowBlock * kPanelRows];
@@ -164,21 +178,17 @@ void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t beg
       const size_t first = panel * kPanelRows;
       const size_t count = std::min(kPanelRows, output.weights->rows - first);
       for (size_t row = 0; row < rows; ++row) {
-        float* out = output.out + (row0 + row) * output.stride + first;
-        const float* sum = acc + row * kPanelRows;
-        if (output.accumulate) {
-          for (size_t i = 0; i < count; ++i) out[i] += sum[i];
-        } else {
-          for (size_t i = 0; i < count; ++i) out[i] = sum[i];
-        }
+        WritePanelRow(acc + row * kPanelRows, count, output.accumulate,
+                      output.out + (row0 + row) * output.stride + first);
       }
     }
   }
 }
 
 // One group of 32 floats to codes of 8 bits, or of 15 (7 below the high byte).
-void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits, int8_t* HWY_RESTRICT codes,
-                   int8_t* HWY_RESTRICT low_codes, float* scale, float* sum) {
+HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits,
+                              int8_t* HWY_RESTRICT codes, int8_t* HWY_RESTRICT low_codes,
+                              float* scale, float* sum) {
   const DF df;
   const hn::Rebind<int32_t, DF> di;
   const hn::Rebind<int8_t, DF> d8;
@@ -208,6 +218,22 @@ void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits, int8_t* HWY
   *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
 }
 
+void QuantizeRow(const float* x, size_t columns, ActivationBits bits, Activations::RowCodes row) {
+  for (size_t begin = 0; begin < columns; begin += kGroupColumns) {
+    const float* group = x + begin;
+    float padded[kGroupColumns];
+    if (columns - begin < kGroupColumns) {
+      std::fill(std::copy(group, x + columns, padded), std::end(padded), 0.0f);
+      group = padded;
+    }
+    QuantizeGroup(group, bits, row.codes, row.low_codes, row.scale, row.sum);
+    row.codes += row.code_stride;
+    row.low_codes += row.code_stride;
+    row.scale += row.scale_stride;
+    row.sum += row.scale_stride;
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace whit
 #if HWY_TARGET == HWY_AVX3_DL
@@ -220,7 +246,7 @@ namespace whit {
 namespace {
 
 HWY_EXPORT(MultiplyPanels);
-HWY_EXPORT(QuantizeGroup);
+HWY_EXPORT(QuantizeRow);
 
 // Chunks of work claimed at a time: small enough to balance, large enough to stream.
 constexpr size_t kMinChunkBytes = 8192;
@@ -245,19 +271,14 @@ void Activations::Reset(size_t rows, size_t columns) {
 
 void Activations::SetRow(size_t row, const float* x, ActivationBits bits) {
   bits_[row] = bits;
-  for (size_t g = 0; g < groups(); ++g) {
-    const size_t index = g * rows_ + row;
-    const size_t offset = index * kGroupColumns;
-    const size_t count = std::min(kGroupColumns, columns_ - g * kGroupColumns);
-    const float* group = x + g * kGroupColumns;
-    float padded[kGroupColumns] = {};
-    if (count < kGroupColumns) {
-      std::copy_n(group, count, padded);
-      group = padded;
-    }
-    HWY_DYNAMIC_DISPATCH(QuantizeGroup)
-    (group, bits, codes_.get() + offset, low_codes_.get() + offset, &scales_[index], &sums_[index]);
-  }
+  HWY_DYNAMIC_DISPATCH(QuantizeRow)
+  (x, columns_, bits,
+   {.codes = codes_.get() + row * kGroupColumns,
+    .low_codes = low_codes_.get() + row * kGroupColumns,
+    .scale = scales_.get() + row,
+    .sum = sums_.get() + row,
+    .code_stride = rows_ * kGroupColumns,
+    .scale_stride = rows_});
 }
 
 void MatMul(const Activations& activations, absl::Span<const MatMulOutput> outputs,

@@ -28,6 +28,17 @@ enum class ActivationBits : uint8_t { k8, k16 };
 // Float weights read `floats` instead, the caller's unquantized rows.
 class Activations {
  public:
+  // Where the codes, scale and sum of a row's first group are; those of the next follow at the
+  // strides.
+  struct RowCodes {
+    int8_t* codes;
+    int8_t* low_codes;
+    float* scale;
+    float* sum;
+    size_t code_stride;
+    size_t scale_stride;
+  };
+
   Activations(size_t max_rows, size_t max_columns);
 
   // Sets the shape; contents become undefined. Within the maxima.
