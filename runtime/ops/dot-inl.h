@@ -65,11 +65,10 @@ struct GroupDot {
 
   template <size_t kBegin, size_t kEnd>
   HWY_INLINE VF Columns(const int8_t* a) const {
-    __m512i sum0 = _mm512_setzero_si512();
-    __m512i sum1 = _mm512_setzero_si512();
-    for (size_t i = kBegin; i < kEnd; i += 2) {
-      sum0 = _mm512_dpbusd_epi32(sum0, codes[i], _mm512_set1_epi32(LoadQuad(a, i)));
-      sum1 = _mm512_dpbusd_epi32(sum1, codes[i + 1], _mm512_set1_epi32(LoadQuad(a, i + 1)));
+    // One chain: rows do not depend on each other, and there are enough of them in flight.
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t i = kBegin; i < kEnd; ++i) {
+      sum = _mm512_dpbusd_epi32(sum, codes[i], _mm512_set1_epi32(LoadQuad(a, i)));
     }
     if constexpr (!kU4) {
       __m512i bias = _mm512_setzero_si512();
@@ -77,9 +76,9 @@ struct GroupDot {
       for (size_t i = kBegin; i < kEnd; ++i) {
         bias = _mm512_dpbusd_epi32(bias, ones, _mm512_set1_epi32(LoadQuad(a, i)));
       }
-      sum0 = _mm512_sub_epi32(sum0, bias);
+      sum = _mm512_sub_epi32(sum, bias);
     }
-    return VF{_mm512_cvtepi32_ps(_mm512_add_epi32(sum0, sum1))};
+    return VF{_mm512_cvtepi32_ps(sum)};
   }
 
   __m512i codes[8];
