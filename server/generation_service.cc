@@ -1,1 +1,153 @@
-// Placeholder of the skeleton.
+#include "server/generation_service.h"
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/call_log.h"
+#include "server/message_bytes.h"
+#include "server/request_conversion.h"
+#include "server/response_conversion.h"
+#include "server/status_conversion.h"
+#include "server/stream_reactor.h"
+#include "server/unary_reactor.h"
+
+namespace whit {
+namespace {
+
+absl::StatusOr<v1::TokenizeResponse> AnswerTokenize(const v1::TokenizeRequest& request,
+                                                    const ServingModel& model) {
+  absl::StatusOr<std::vector<int32_t>> tokens;
+  switch (request.content_case()) {
+    case v1::TokenizeRequest::CONTENT_NOT_SET:
+      return absl::InvalidArgumentError("content is missing: give text or chat");
+    case v1::TokenizeRequest::kText:
+      tokens = model.tokenizer().Encode(request.text(), request.parse_special());
+      break;
+    case v1::TokenizeRequest::kChat:
+      tokens = EncodeChat(request.chat(), model);
+      break;
+  }
+  if (!tokens.ok()) return tokens.status();
+  v1::TokenizeResponse response;
+  response.mutable_token_ids()->Add(tokens->begin(), tokens->end());
+  return response;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> AnswerDetokenize(const v1::DetokenizeRequest& request,
+                                                        const ServingModel& model) {
+  const absl::StatusOr<std::vector<int32_t>> tokens =
+      ToTokenIds(request.token_ids(), "token_ids", model);
+  if (!tokens.ok()) return tokens.status();
+  std::string bytes;
+  for (const int32_t id : *tokens) bytes += model.tokenizer().TokenBytes(id);
+  v1::DetokenizeResponse response;
+  response.set_text(ToUtf8(bytes));
+  return response;
+}
+
+absl::StatusOr<v1::GetModelResponse> AnswerGetModel(const v1::GetModelRequest&,
+                                                    const ServingModel& model) {
+  return ToModelResponse(model);
+}
+
+absl::StatusOr<v1::GetCapacityResponse> AnswerGetCapacity(const v1::GetCapacityRequest&,
+                                                          const ServingModel& model) {
+  return ToCapacityResponse(model.engine().snapshot(), model.engine().options());
+}
+
+// Answers a call that does not go through the engine. Those that bring much text are answered on
+// the tokenizing thread.
+template <class Request, class Response>
+grpc::ServerUnaryReactor* Answer(ServiceContext& context, std::string_view method, LogLevel level,
+                                 grpc::CallbackServerContext* rpc, const grpc::ByteBuffer& bytes,
+                                 grpc::ByteBuffer* response,
+                                 absl::StatusOr<Response> (*handler)(const Request&,
+                                                                     const ServingModel&)) {
+  grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
+  const auto log = std::make_shared<CallLog>(context.logger, level, method, *rpc);
+  const auto fail = [rpc, reactor, log](const absl::Status& status) {
+    AddRejectionTrailers(status, *rpc);
+    reactor->Finish(log->Finish(status, RejectionReasonFor(status)));
+    return reactor;
+  };
+
+  const ServingModel* const model = context.model.load(std::memory_order_acquire);
+  if (model == nullptr) return fail(LoadingError());
+  const auto request = std::make_shared<Request>();
+  if (const absl::Status status = ParseMessage(bytes, *request); !status.ok()) return fail(status);
+
+  auto work = [=] {
+    const absl::StatusOr<Response> answer = handler(*request, *model);
+    if (!answer.ok()) {
+      fail(answer.status());
+      return;
+    }
+    *response = SerializeMessage(*answer);
+    reactor->Finish(log->Finish(absl::OkStatus()));
+  };
+  if (bytes.Length() <= kInlineTextBytes) {
+    work();
+  } else if (!context.tokenizing.TryPost(std::move(work), kMaxPendingTexts)) {
+    return fail(TokenizerBusyError());
+  }
+  return reactor;
+}
+
+// Starts a reactor that owns itself.
+template <class Reactor>
+Reactor* Started(Reactor* reactor, const grpc::ByteBuffer& request) {
+  reactor->Start(request);
+  return reactor;
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateStream(
+    grpc::CallbackServerContext* rpc, const grpc::ByteBuffer* request) {
+  return Started(new StreamReactor(context_, rpc), *request);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Generate(grpc::CallbackServerContext* rpc,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return Started(new GenerateReactor(context_, rpc, response), *request);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* rpc,
+                                                   const grpc::ByteBuffer* request,
+                                                   grpc::ByteBuffer* response) {
+  return Started(new ScoreReactor(context_, rpc, response), *request);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* rpc,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return Answer(context_, "Tokenize", LogLevel::kInfo, rpc, *request, response, AnswerTokenize);
+}
+
+grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* rpc,
+                                                        const grpc::ByteBuffer* request,
+                                                        grpc::ByteBuffer* response) {
+  return Answer(context_, "Detokenize", LogLevel::kInfo, rpc, *request, response, AnswerDetokenize);
+}
+
+// Gateways poll the two below: they would drown the log.
+
+grpc::ServerUnaryReactor* GenerationService::GetModel(grpc::CallbackServerContext* rpc,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return Answer(context_, "GetModel", LogLevel::kDebug, rpc, *request, response, AnswerGetModel);
+}
+
+grpc::ServerUnaryReactor* GenerationService::GetCapacity(grpc::CallbackServerContext* rpc,
+                                                         const grpc::ByteBuffer* request,
+                                                         grpc::ByteBuffer* response) {
+  return Answer(context_, "GetCapacity", LogLevel::kDebug, rpc, *request, response,
+                AnswerGetCapacity);
+}
+
+}  // namespace whit

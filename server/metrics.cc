@@ -1,1 +1,124 @@
-// Placeholder of the skeleton.
+#include "server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/histogram.h>
+
+#include <exception>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/process_metrics.h"
+#include "server/response_conversion.h"
+#include "server/status_conversion.h"
+
+namespace whit {
+namespace {
+
+using Edges = prometheus::Histogram::BucketBoundaries;
+
+// In seconds. Those of the first two are those of other inference servers, so that dashboards
+// compare.
+Edges TimeToFirstTokenEdges() {
+  return {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,
+          .75,  1,    2.5, 5,   7.5, 10,  20,  40, 80,  160};
+}
+Edges InterTokenLatencyEdges() {
+  return {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5};
+}
+Edges StepEdges() { return {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}; }
+Edges RequestEdges() {
+  return {.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640};
+}
+
+prometheus::Histogram& AddHistogram(prometheus::Registry& registry, const std::string& name,
+                                    const std::string& help, const Edges& edges) {
+  return prometheus::BuildHistogram()
+      .Name("whit_" + name)
+      .Help(help)
+      .Register(registry)
+      .Add({}, edges);
+}
+
+}  // namespace
+
+Metrics::Metrics()
+    : registry_(std::make_shared<prometheus::Registry>()),
+      engine_(std::make_shared<EngineMetrics>()),
+      process_(std::make_shared<ProcessMetrics>()),
+      engine_step_seconds_(AddHistogram(*registry_, "engine_step_seconds",
+                                        "Duration of one pass of the engine", StepEdges())),
+      time_to_first_token_seconds_(AddHistogram(*registry_, "time_to_first_token_seconds",
+                                                "From a request's submission to its first token",
+                                                TimeToFirstTokenEdges())),
+      inter_token_latency_seconds_(AddHistogram(*registry_, "inter_token_latency_seconds",
+                                                "Between two tokens of one request",
+                                                InterTokenLatencyEdges())),
+      request_duration_seconds_(AddHistogram(*registry_, "request_duration_seconds",
+                                             "From a request's submission to its end",
+                                             RequestEdges())),
+      request_queue_seconds_(AddHistogram(*registry_, "request_queue_seconds",
+                                          "What a request waited before it ran", RequestEdges())) {
+  // All label values exist from the start, so that rates of rare events are right.
+  auto& rejections = prometheus::BuildCounter()
+                         .Name("whit_admission_rejections_total")
+                         .Help("Requests turned away before they ran")
+                         .Register(*registry_);
+  for (const std::string_view reason : kRejectionReasons) {
+    rejections_[std::string(reason)] = &rejections.Add({{"reason", std::string(reason)}});
+  }
+  auto& requests = prometheus::BuildCounter()
+                       .Name("whit_requests_total")
+                       .Help("Requests that ended, by why they ended")
+                       .Register(*registry_);
+  for (const FinishReason reason :
+       {FinishReason::kStop, FinishReason::kLength, FinishReason::kCancelled,
+        FinishReason::kDeadline, FinishReason::kError}) {
+    requests_[reason] = &requests.Add({{"finish_reason", std::string(FinishReasonName(reason))}});
+  }
+}
+
+EngineObserver Metrics::observer() {
+  return {.on_step = [this](const StepReport& report) { OnStep(report); },
+          .on_completion = [this](const Completion& completion) { OnCompletion(completion); }};
+}
+
+void Metrics::OnStep(const StepReport& report) {
+  engine_step_seconds_.Observe(absl::ToDoubleSeconds(report.duration));
+  for (const absl::Duration latency : report.inter_token_latencies) {
+    inter_token_latency_seconds_.Observe(absl::ToDoubleSeconds(latency));
+  }
+}
+
+void Metrics::OnCompletion(const Completion& completion) {
+  requests_.at(completion.reason)->Increment();
+  const absl::Duration total =
+      completion.queue_time + completion.prefill_time + completion.decode_time;
+  request_duration_seconds_.Observe(absl::ToDoubleSeconds(total));
+  request_queue_seconds_.Observe(absl::ToDoubleSeconds(completion.queue_time));
+  if (completion.time_to_first_token < absl::InfiniteDuration()) {
+    time_to_first_token_seconds_.Observe(absl::ToDoubleSeconds(completion.time_to_first_token));
+  }
+}
+
+void Metrics::CountRejection(std::string_view reason) {
+  const auto counter = rejections_.find(reason);
+  (counter == rejections_.end() ? rejections_.at("other") : counter->second)->Increment();
+}
+
+absl::StatusOr<int> Metrics::Listen(const std::string& address) {
+  try {
+    exposer_ = std::make_unique<prometheus::Exposer>(address);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve metrics on ", address, ": ", error.what()));
+  }
+  for (const std::shared_ptr<prometheus::Collectable>& source :
+       {std::static_pointer_cast<prometheus::Collectable>(registry_),
+        std::static_pointer_cast<prometheus::Collectable>(engine_), process_}) {
+    exposer_->RegisterCollectable(source);
+  }
+  return exposer_->GetListeningPorts().front();
+}
+
+}  // namespace whit

@@ -1,1 +1,237 @@
-// Placeholder of the skeleton.
+#include "server/options.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <functional>
+#include <memory>
+#include <sstream>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "runtime/model/model.h"
+#include "server/flag_values.h"
+#include "server/help_formatter.h"
+#include "server/version.h"
+
+namespace whit {
+namespace {
+
+constexpr char kFooter[] =
+    R"(Every flag can also be given as an environment variable: --kv-cache-bytes as
+WHIT_KV_CACHE_BYTES. A flag wins over its variable.
+Sizes: 24M, 2G, 1.5GiB (powers of 1,024) or 2GB (powers of 1,000). Durations: 500ms, 30s, 2m.
+
+Examples:
+  whitd --model=smollm2.gguf
+  whitd --model=smollm2.gguf --listen=0.0.0.0:50051 --kv-cache-bytes=2G
+  whitd --model=smollm2.gguf --listen=unix:/run/whit.sock --metrics-listen=off --threads=4
+
+Signals: SIGTERM or SIGINT refuses new requests, lets running ones finish for --drain-timeout, then
+cancels them and exits. A second signal cancels them at once.
+
+Exit status: 0 stopped by a signal; 1 cannot serve (model, memory or address); 2 wrong flag.
+)";
+
+// A check that names the bad value. CLI11 puts the flag's name before its message.
+CLI::Validator Checked(std::function<absl::Status(const std::string&)> check) {
+  return CLI::Validator(
+      [check = std::move(check)](std::string& value) {
+        const absl::Status status = check(value);
+        return status.ok() ? std::string() : std::string(status.message());
+      },
+      "");
+}
+
+CLI::Validator Between(int64_t low, int64_t high) {
+  return Checked([low, high](const std::string& value) {
+    int64_t number = 0;
+    const char* const end = value.data() + value.size();
+    const std::from_chars_result parsed = std::from_chars(value.data(), end, number);
+    if (parsed.ec == std::errc() && parsed.ptr == end && number >= low && number <= high) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrFormat("'%s' is no whole number in [%d, %d]", value, low, high));
+  });
+}
+
+absl::StatusOr<uint64_t> ParseByteSizeBetween(std::string_view text, uint64_t low, uint64_t high) {
+  const absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
+  if (!bytes.ok() || (*bytes >= low && *bytes <= high)) return bytes;
+  return absl::InvalidArgumentError(absl::StrFormat("'%s' is not within %s and %s",
+                                                    std::string(text), FormatByteSize(low),
+                                                    FormatByteSize(high)));
+}
+
+absl::StatusOr<uint64_t> ParseKvCacheBytes(std::string_view text) {
+  return ParseByteSizeBetween(text, 64 << 10, uint64_t{256} << 30);
+}
+
+absl::StatusOr<int> ParseMaxMessageBytes(std::string_view text) {
+  const absl::StatusOr<uint64_t> bytes = ParseByteSizeBetween(text, 1 << 10, 1 << 30);
+  if (!bytes.ok()) return bytes.status();
+  return static_cast<int>(*bytes);
+}
+
+// Empty for "off".
+absl::StatusOr<std::string> ParseMetricsAddress(std::string_view text) {
+  if (text == "off") return "";
+  if (text.substr(0, 5) == "unix:") {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("'%s': metrics are served on HOST:PORT only", std::string(text)));
+  }
+  if (absl::Status status = CheckListenAddress(text); !status.ok()) return status;
+  return std::string(text);
+}
+
+// How a flag is shown in the help, and its environment variable: "--kv-cache-bytes" is also
+// "WHIT_KV_CACHE_BYTES".
+CLI::Option* Describe(CLI::Option* option, const std::string& flag, const std::string& group,
+                      const std::string& value_name) {
+  const std::string environment_name =
+      "WHIT" + absl::AsciiStrToUpper(absl::StrReplaceAll(flag.substr(1), {{"-", "_"}}));
+  return option->envname(environment_name)->group(group)->type_name(value_name);
+}
+
+template <class T>
+CLI::Option* AddFlag(CLI::App& app, const std::string& flag, T& variable, const std::string& group,
+                     const std::string& value_name, const std::string& description) {
+  return Describe(app.add_option(flag, variable, description)->capture_default_str(), flag, group,
+                  value_name);
+}
+
+// A flag whose text is turned into a value by `parse`, which returns a StatusOr.
+template <class T, class Parse>
+void AddParsedFlag(CLI::App& app, const std::string& flag, T& variable, Parse parse,
+                   std::string_view default_text, const std::string& group,
+                   const std::string& value_name, const std::string& description) {
+  const auto store = [&variable, parse](const std::string& text) { variable = *parse(text); };
+  CLI::Option* const option = app.add_option_function<std::string>(flag, store, description);
+  Describe(option, flag, group, value_name)
+      ->default_str(std::string(default_text))
+      ->check(Checked([parse](const std::string& text) { return parse(text).status(); }));
+}
+
+void AddModelFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "Model";
+  AddFlag(app, "--model", options.model_path, kGroup, "FILE",
+          "GGUF file of a llama-architecture model")
+      ->required();
+  AddFlag(app, "--threads", options.threads, kGroup, "N",
+          "threads that compute; the default is the cores this process may use")
+      ->check(Between(1, 1024));
+}
+
+void AddNetworkFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "Network";
+  AddFlag(app, "--listen", options.listen, kGroup, "ADDRESS",
+          "where gRPC is served: HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated, or several "
+          "joined by commas; port 0 lets the system choose")
+      ->delimiter(',')
+      ->expected(1)
+      ->take_all()
+      ->check(Checked(CheckListenAddress));
+  AddParsedFlag(app, "--metrics-listen", options.metrics_listen, ParseMetricsAddress,
+                options.metrics_listen, kGroup, "ADDRESS",
+                "where Prometheus scrapes /metrics: HOST:PORT, or off");
+  AddParsedFlag(app, "--max-message-bytes", options.max_message_bytes, ParseMaxMessageBytes,
+                FormatByteSize(options.max_message_bytes), kGroup, "SIZE",
+                "largest request that is read");
+}
+
+void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "KV cache";
+  AddParsedFlag(app, "--kv-cache-bytes", options.kv_cache_bytes, ParseKvCacheBytes, "", kGroup,
+                "SIZE",
+                "memory for keys and values; the default is half of the memory that is available "
+                "once the model is loaded, at most 4 GiB");
+  AddParsedFlag(app, "--kv-policy", options.engine.kv_policy, ParsePrecisionPolicy,
+                options.engine.kv_policy.ToString(), kGroup, "POLICY",
+                "precision of keys and values: fp16, static:RUNG such as static:K4V4, or "
+                "random:MIX such as random:K2V2=1,K4V4=3");
+}
+
+void AddSchedulingFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "Admission and scheduling";
+  AddFlag(app, "--max-running", options.engine.max_running_requests, kGroup, "N",
+          "requests that generate at the same time")
+      ->check(Between(1, Model::kMaxForwardTokens));
+  AddFlag(app, "--max-queue-requests", options.engine.max_waiting_requests, kGroup, "N",
+          "requests that may wait; more are rejected")
+      ->check(Between(0, 1 << 20));
+  AddFlag(app, "--max-queue-prompt-tokens", options.engine.max_waiting_prompt_tokens, kGroup,
+          "TOKENS", "prompt tokens of all requests that may wait; more are rejected")
+      ->check(Between(0, int64_t{1} << 40));
+  AddFlag(app, "--max-step-tokens", options.engine.max_step_tokens, kGroup, "TOKENS",
+          "tokens of one pass through the model")
+      ->check(Between(1, Model::kMaxForwardTokens));
+  AddFlag(app, "--prefill-chunk-tokens", options.engine.prefill_chunk_tokens, kGroup, "TOKENS",
+          "prompt tokens of a pass in which streams decode: fewer give steadier streams, more give "
+          "faster prompts")
+      ->check(Between(1, Model::kMaxForwardTokens));
+  AddParsedFlag(app, "--drain-timeout", options.drain_timeout, ParseDuration,
+                absl::FormatDuration(options.drain_timeout), kGroup, "DURATION",
+                "how long running requests may go on after SIGTERM");
+}
+
+void AddLoggingFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "Logging";
+  AddParsedFlag(app, "--log-level", options.log_level, ParseLogLevel,
+                LogLevelName(options.log_level), kGroup, "LEVEL", "debug, info, warn or error");
+  AddParsedFlag(app, "--log-format", options.log_format, ParseLogFormat,
+                LogFormatName(options.log_format), kGroup, "FORMAT",
+                "text or json, one line an event on standard error; never holds prompts or "
+                "completions");
+}
+
+// What no flag can check alone.
+std::string CheckTogether(const ServerOptions& options) {
+  const EngineOptions& engine = options.engine;
+  if (engine.max_running_requests > engine.max_step_tokens) {
+    return absl::StrFormat(
+        "--max-running: %d is more than --max-step-tokens, %d, but each running request takes a "
+        "token of every pass\n",
+        engine.max_running_requests, engine.max_step_tokens);
+  }
+  if (engine.prefill_chunk_tokens > engine.max_step_tokens) {
+    return absl::StrFormat("--prefill-chunk-tokens: %d is more than --max-step-tokens, %d\n",
+                           engine.prefill_chunk_tokens, engine.max_step_tokens);
+  }
+  return "";
+}
+
+}  // namespace
+
+ParsedCommandLine ParseServerOptions(int argc, const char* const* argv) {
+  ServerOptions options;
+  CLI::App app(
+      "whitd streams text from a small language model over gRPC, on CPUs.\n"
+      "API: whit.v1.TextGenerationService, grpc.health.v1, server reflection.",
+      "whitd");
+  app.set_version_flag("--version", "whitd " + std::string(Version()),
+                       "Print the version and exit");
+  app.set_help_flag("-h,--help", "Print this help and exit");
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.footer(kFooter);
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  AddModelFlags(app, options);
+  AddNetworkFlags(app, options);
+  AddKvCacheFlags(app, options);
+  AddSchedulingFlags(app, options);
+  AddLoggingFlags(app, options);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out, err;
+    const int status = app.exit(error, out, err);
+    return {std::nullopt, out.str() + err.str(), status == 0 ? kExitOk : kExitUsage};
+  }
+  if (std::string error = CheckTogether(options); !error.empty()) {
+    return {std::nullopt, std::move(error), kExitUsage};
+  }
+  return {std::move(options), "", kExitOk};
+}
+
+}  // namespace whit

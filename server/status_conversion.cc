@@ -1,1 +1,54 @@
-// Placeholder of the skeleton.
+#include "server/status_conversion.h"
+
+#include "absl/random/random.h"
+#include "runtime/engine/admission.h"
+
+namespace whit {
+namespace {
+
+// A queue place comes free in about a second. The jitter keeps those who were turned away together
+// from coming back together.
+constexpr int kMinPushbackMs = 750;
+constexpr int kMaxPushbackMs = 1250;
+
+}  // namespace
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  const absl::StatusCode code =
+      status.code() == absl::StatusCode::kUnknown ? absl::StatusCode::kInternal : status.code();
+  return grpc::Status(static_cast<grpc::StatusCode>(code), std::string(status.message()));
+}
+
+std::string RejectionReasonFor(const absl::Status& status) {
+  if (std::string reason = RejectionReason(status); !reason.empty()) return reason;
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return "invalid";
+    case absl::StatusCode::kUnimplemented:
+      return "unimplemented";
+    case absl::StatusCode::kResourceExhausted:
+      return "tokenizer_busy";
+    case absl::StatusCode::kUnavailable:
+      return "loading";
+    default:
+      return "other";
+  }
+}
+
+absl::Status LoadingError() { return absl::UnavailableError("the model is being loaded"); }
+
+absl::Status TokenizerBusyError() {
+  return absl::ResourceExhaustedError("too many long texts wait to be tokenized");
+}
+
+void AddRejectionTrailers(const absl::Status& status, grpc::ServerContextBase& context) {
+  context.AddTrailingMetadata("whit-reason", RejectionReasonFor(status));
+  if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status)) return;
+  absl::InsecureBitGen random;
+  const int pushback_ms = absl::Uniform(random, kMinPushbackMs, kMaxPushbackMs + 1);
+  context.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(pushback_ms));
+  context.AddTrailingMetadata("retry-after", std::to_string((pushback_ms + 999) / 1000));
+}
+
+}  // namespace whit

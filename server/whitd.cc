@@ -1,1 +1,151 @@
-int main() { return 0; }
+// whitd: the server.
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "server/active_calls.h"
+#include "server/flag_values.h"
+#include "server/generation_service.h"
+#include "server/grpc_server.h"
+#include "server/logging.h"
+#include "server/metrics.h"
+#include "server/options.h"
+#include "server/service_context.h"
+#include "server/serving_model.h"
+#include "server/signal_watcher.h"
+#include "server/version.h"
+
+namespace whit {
+namespace {
+
+// After the last request has ended, its client still has to be told, and may read slowly.
+constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(2);
+// For calls that do not go through the engine. Health watches end with it.
+constexpr absl::Duration kShortCallTimeout = absl::Milliseconds(100);
+// Steps are short; a request that was cancelled ends with the next one.
+constexpr absl::Duration kCancelTimeout = absl::Seconds(10);
+
+absl::Status GoingDownError() {
+  return absl::UnavailableError("the server went down before the request was done");
+}
+
+void LogReady(const Logger& logger, const ServingModel& model, const GrpcServer& grpc,
+              const std::string& metrics_address, absl::Duration start_time) {
+  const EngineOptions& engine = model.engine().options();
+  logger.Info(absl::StrFormat("ready in %.3f s", absl::ToDoubleSeconds(start_time)),
+              {{"listen", absl::StrJoin(grpc.addresses, ",")},
+               {"metrics", metrics_address},
+               {"model", model.config().name},
+               {"context_length", int64_t{model.config().context_length}},
+               {"kv_cache_bytes", static_cast<int64_t>(engine.kv_cache_bytes)},
+               {"kv_policy", engine.kv_policy.ToString()}});
+}
+
+// Refuses new requests, lets running ones finish, and cancels what is left when the time is over.
+void Drain(const ServerOptions& options, const Logger& logger, Engine& engine,
+           ActiveCalls& active_calls, grpc::Server& server) {
+  SetServing(server, false);
+  engine.StartDraining();
+  const EngineSnapshot snapshot = engine.snapshot();
+  logger.Info("draining", {{"running", int64_t{snapshot.running}},
+                           {"waiting", int64_t{snapshot.waiting}},
+                           {"timeout", absl::FormatDuration(options.drain_timeout)}});
+  if (!engine.WaitUntilIdle(absl::Now() + options.drain_timeout)) {
+    logger.Warn("the drain timeout is over; cancelling what still runs");
+    active_calls.CancelAll(GoingDownError());
+    engine.WaitUntilIdle(absl::Now() + kCancelTimeout);
+  }
+  active_calls.WaitUntilNone(absl::Now() + kGoodbyeTimeout);
+  server.Shutdown(absl::ToChronoTime(absl::Now() + kShortCallTimeout));
+}
+
+absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& metrics,
+                   absl::Time start) {
+  logger.Info("starting", {{"version", std::string(Version())},
+                           {"model", options.model_path},
+                           {"threads", int64_t{options.threads}}});
+  ActiveCalls active_calls;
+  std::atomic<bool> serving{false};
+  absl::Notification stop;
+  const SignalWatcher signals({SIGTERM, SIGINT}, [&] {
+    // Nothing is lost before the first request, and a large model may take long to load.
+    if (!serving.load()) std::_Exit(kExitOk);
+    if (!stop.HasBeenNotified()) {
+      stop.Notify();
+      return;
+    }
+    logger.Warn("another signal; cancelling what still runs");
+    active_calls.CancelAll(GoingDownError());
+  });
+
+  // Later ones use earlier ones, and go first.
+  ServiceContext context{.logger = logger, .metrics = metrics, .active_calls = active_calls};
+  std::unique_ptr<ServingModel> model;
+  GenerationService service(context);
+  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(options, service);
+  if (!grpc.ok()) return grpc.status();
+  AdoptLibraryLogs(&logger);
+  std::string metrics_address = "off";
+  if (!options.metrics_listen.empty()) {
+    const absl::StatusOr<int> port = metrics.Listen(options.metrics_listen);
+    if (!port.ok()) {
+      grpc->server->Shutdown(absl::ToChronoTime(absl::Now()));
+      return port.status();
+    }
+    const std::string& address = options.metrics_listen;
+    metrics_address = absl::StrCat(address.substr(0, address.rfind(':')), ":", *port);
+  }
+
+  absl::StatusOr<std::unique_ptr<ServingModel>> loaded =
+      ServingModel::Load(options, metrics.observer(), logger);
+  if (!loaded.ok()) {
+    // Whoever watches the health of the server would keep it up.
+    grpc->server->Shutdown(absl::ToChronoTime(absl::Now()));
+    return loaded.status();
+  }
+  model = *std::move(loaded);
+  metrics.SetModel(model.get());
+  context.model.store(model.get(), std::memory_order_release);
+  serving.store(true);
+  SetServing(*grpc->server, true);
+  LogReady(logger, *model, *grpc, metrics_address, absl::Now() - start);
+
+  stop.WaitForNotification();
+  Drain(options, logger, model->engine(), active_calls, *grpc->server);
+  metrics.SetModel(nullptr);
+  logger.Info("stopped");
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace whit
+
+int main(int argc, char** argv) {
+  const absl::Time start = absl::Now();
+  const whit::ParsedCommandLine command_line = whit::ParseServerOptions(argc, argv);
+  if (!command_line.options) {
+    const bool is_error = command_line.exit_status != whit::kExitOk;
+    std::fputs(command_line.text.c_str(), is_error ? stderr : stdout);
+    return command_line.exit_status;
+  }
+  const whit::Logger logger(command_line.options->log_level, command_line.options->log_format);
+  whit::AdoptLibraryLogs(nullptr);
+  whit::Metrics metrics;
+  const absl::Status status = whit::Serve(*command_line.options, logger, metrics, start);
+  if (!status.ok()) {
+    logger.Error("cannot serve", {{"code", absl::StatusCodeToString(status.code())},
+                                  {"error", std::string(status.message())}});
+  }
+  // All is down but the metrics endpoint, which would take up to two seconds to notice.
+  std::_Exit(status.ok() ? whit::kExitOk : whit::kExitCannotServe);
+}

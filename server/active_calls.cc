@@ -1,0 +1,29 @@
+#include "server/active_calls.h"
+
+#include "server/engine_call.h"
+
+namespace whit {
+
+void ActiveCalls::Add(EngineCall* call) {
+  absl::MutexLock lock(&mutex_);
+  calls_.insert(call);
+}
+
+void ActiveCalls::Remove(EngineCall* call) {
+  absl::MutexLock lock(&mutex_);
+  calls_.erase(call);
+}
+
+void ActiveCalls::CancelAll(const absl::Status& reason) {
+  // A call's destructor waits in Remove while this runs, so every call here is alive.
+  absl::MutexLock lock(&mutex_);
+  for (EngineCall* call : calls_) call->Cancel(reason);
+}
+
+bool ActiveCalls::WaitUntilNone(absl::Time deadline) {
+  const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return calls_.empty(); };
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(&none), deadline);
+}
+
+}  // namespace whit

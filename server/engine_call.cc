@@ -1,0 +1,76 @@
+#include "server/engine_call.h"
+
+#include <utility>
+
+#include "server/status_conversion.h"
+
+namespace whit {
+EngineCall::EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks)
+    : context_(context),
+      engine_(engine),
+      callbacks_(std::move(callbacks)),
+      sink_(std::make_shared<TokenSink>(
+          [&delivering = context_.delivering, on_ready = callbacks_.on_ready] {
+            delivering.Post([on_ready] { on_ready(); });
+          })) {
+  context_.active_calls.Add(this);
+}
+
+EngineCall::~EngineCall() { context_.active_calls.Remove(this); }
+
+void EngineCall::Start(size_t text_bytes, std::function<absl::StatusOr<Request>()> prepare) {
+  absl::StatusOr<Engine::Ticket> ticket = engine_.Admit();
+  if (!ticket.ok()) {
+    callbacks_.on_rejected(ticket.status());
+    return;
+  }
+  if (text_bytes <= kInlineTextBytes) {
+    PrepareAndSubmit(*std::move(ticket), prepare);
+    return;
+  }
+  const bool posted = context_.tokenizing.TryPost(
+      [self = shared_from_this(), ticket = *std::move(ticket),
+       prepare = std::move(prepare)]() mutable {
+        self->PrepareAndSubmit(std::move(ticket), prepare);
+      },
+      kMaxPendingTexts);
+  if (!posted) callbacks_.on_rejected(TokenizerBusyError());
+}
+
+void EngineCall::PrepareAndSubmit(Engine::Ticket ticket,
+                                  const std::function<absl::StatusOr<Request>()>& prepare) {
+  if (const absl::Status reason = cancel_reason(); !reason.ok()) {
+    callbacks_.on_rejected(reason);
+    return;
+  }
+  absl::StatusOr<Request> request = prepare();
+  if (!request.ok()) {
+    callbacks_.on_rejected(request.status());
+    return;
+  }
+  const absl::StatusOr<uint64_t> number =
+      engine_.Submit(std::move(ticket), *std::move(request), sink_);
+  if (!number.ok()) {
+    callbacks_.on_rejected(number.status());
+    return;
+  }
+  // The request may have ended by now, and its reactor with it: only this object is sure to be
+  // there.
+  absl::MutexLock lock(&mutex_);
+  request_number_ = *number;
+  if (!cancel_reason_.ok()) engine_.Cancel(*number);
+}
+
+void EngineCall::Cancel(absl::Status reason) {
+  absl::MutexLock lock(&mutex_);
+  if (!cancel_reason_.ok()) return;
+  cancel_reason_ = std::move(reason);
+  if (request_number_) engine_.Cancel(*request_number_);
+}
+
+absl::Status EngineCall::cancel_reason() const {
+  absl::MutexLock lock(&mutex_);
+  return cancel_reason_;
+}
+
+}  // namespace whit

@@ -1,0 +1,123 @@
+#include "server/engine_metrics.h"
+
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "kvpool/rung.h"
+#include "server/response_conversion.h"
+#include "server/version.h"
+
+namespace whit {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+ClientMetric Sample(MetricType type, double value, Labels labels = {}) {
+  ClientMetric metric;
+  metric.label = std::move(labels);
+  (type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
+  return metric;
+}
+
+MetricFamily Gauge(const std::string& name, const std::string& help, double value) {
+  return {"whit_" + name, help, MetricType::Gauge, {Sample(MetricType::Gauge, value)}};
+}
+
+MetricFamily Counter(const std::string& name, const std::string& help, double value) {
+  return {"whit_" + name, help, MetricType::Counter, {Sample(MetricType::Counter, value)}};
+}
+
+MetricFamily GaugeByRung(const std::string& name, const std::string& help,
+                         const std::function<double(int)>& value) {
+  MetricFamily family{"whit_" + name, help, MetricType::Gauge, {}};
+  for (int i = 0; i < kNumRungs; ++i) {
+    family.metric.push_back(Sample(MetricType::Gauge, value(i),
+                                   {{"rung", std::string(RungName(static_cast<Rung>(i)))}}));
+  }
+  return family;
+}
+
+// What does not change is told by the labels of a gauge that is always 1.
+MetricFamily Info(const std::string& name, const std::string& help, Labels labels) {
+  return {
+      "whit_" + name, help, MetricType::Gauge, {Sample(MetricType::Gauge, 1, std::move(labels))}};
+}
+
+MetricFamily ModelInfo(const ServingModel& model) {
+  const ModelConfig& config = model.config();
+  return Info("model_info", "The model that is served",
+              {{"name", ToUtf8(config.name)},
+               {"architecture", ToUtf8(config.architecture)},
+               {"parameters", std::to_string(config.num_parameters)},
+               {"context_length", std::to_string(config.context_length)},
+               {"kv_policy", model.engine().options().kv_policy.ToString()}});
+}
+
+}  // namespace
+
+std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
+  const PagePoolStats& pool = snapshot.pool;
+  const double used = static_cast<double>(pool.used_bytes);
+  const double fp16 = static_cast<double>(snapshot.fp16_equivalent_bytes);
+  MetricFamily headroom{
+      "whit_admission_headroom_tokens",
+      "Tokens of new requests that could be admitted now, at their floor rung or at the present "
+      "mean "
+      "precision",
+      MetricType::Gauge,
+      {Sample(MetricType::Gauge, static_cast<double>(snapshot.headroom_tokens_floor),
+              {{"precision", "floor"}}),
+       Sample(MetricType::Gauge, static_cast<double>(snapshot.headroom_tokens_current),
+              {{"precision", "current"}})}};
+  return {
+      Gauge("kv_cache_capacity_bytes", "Size of the KV cache",
+            static_cast<double>(pool.capacity_bytes)),
+      GaugeByRung("kv_cache_used_bytes", "Bytes of pages in use",
+                  [&](int i) { return static_cast<double>(pool.used_bytes_by_rung[i]); }),
+      Gauge("kv_cache_reserved_bytes",
+            "Bytes promised to admitted requests: prompt plus max_new_tokens at their floor rung",
+            static_cast<double>(snapshot.reserved_bytes)),
+      Gauge("kv_cache_fp16_equivalent_bytes", "What the cached tokens would take at FP16", fp16),
+      Gauge("kv_cache_saved_bytes",
+            "FP16-equivalent bytes less used bytes; below 0 while part-filled pages cost more than "
+            "precision saves",
+            fp16 - used),
+      Gauge("kv_cache_bits_per_element",
+            "All bytes that sequences hold over their key and value elements, in bits",
+            snapshot.mean_bits),
+      GaugeByRung("kv_cache_tokens", "Cached tokens, averaged over layers and KV heads",
+                  [&](int i) { return snapshot.tokens_by_rung[i]; }),
+      std::move(headroom),
+      Gauge("admission_queue_requests", "Requests that wait", snapshot.waiting),
+      Gauge("admission_queue_prompt_tokens", "Prompt tokens of the requests that wait",
+            static_cast<double>(snapshot.waiting_prompt_tokens)),
+      Gauge("requests_running", "Requests that run", snapshot.running),
+      Gauge("requests_waiting", "Requests that wait", snapshot.waiting),
+      Counter("prompt_tokens_total", "Prompt tokens computed",
+              static_cast<double>(snapshot.prompt_tokens_total)),
+      Counter("generation_tokens_total", "Tokens generated",
+              static_cast<double>(snapshot.generated_tokens_total))};
+}
+
+void EngineMetrics::SetModel(const ServingModel* model) {
+  absl::MutexLock lock(&mutex_);
+  model_ = model;
+}
+
+std::vector<MetricFamily> EngineMetrics::Collect() const {
+  std::vector<MetricFamily> families;
+  absl::MutexLock lock(&mutex_);
+  if (model_ != nullptr) {
+    families = ToMetricFamilies(model_->engine().snapshot());
+    families.push_back(ModelInfo(*model_));
+  }
+  families.push_back(
+      Info("build_info", "The server's version", {{"version", std::string(Version())}}));
+  return families;
+}
+
+}  // namespace whit

@@ -1,0 +1,48 @@
+// The command line of whitd.
+#ifndef WHIT_SERVER_OPTIONS_H_
+#define WHIT_SERVER_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/engine/engine.h"
+#include "runtime/ops/thread_pool.h"
+#include "server/logging.h"
+
+namespace whit {
+
+struct ServerOptions {
+  std::string model_path;
+  std::vector<std::string> listen = {"127.0.0.1:50051"};
+  std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics endpoint
+  int max_message_bytes = 16 << 20;
+  int threads = AvailableCpus();
+  std::optional<uint64_t> kv_cache_bytes;  // unset: chosen from what memory is left
+  EngineOptions engine;                    // all but kv_cache_bytes
+  absl::Duration drain_timeout = absl::Seconds(30);
+  LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kText;
+};
+
+// Exit statuses of whitd.
+inline constexpr int kExitOk = 0;           // --help, --version, or stopped by a signal
+inline constexpr int kExitCannotServe = 1;  // the model, the memory or an address cannot be had
+inline constexpr int kExitUsage = 2;        // a flag or an environment variable is wrong
+
+// Either options, or a text to print and a status to exit with.
+struct ParsedCommandLine {
+  std::optional<ServerOptions> options;
+  std::string text;
+  int exit_status = kExitOk;
+};
+
+// Flags that are absent are taken from WHIT_* environment variables: --kv-cache-bytes from
+// WHIT_KV_CACHE_BYTES.
+ParsedCommandLine ParseServerOptions(int argc, const char* const* argv);
+
+}  // namespace whit
+
+#endif  // WHIT_SERVER_OPTIONS_H_

@@ -1,0 +1,19 @@
+// The standard process_* metrics, read from /proc.
+#ifndef WHIT_SERVER_PROCESS_METRICS_H_
+#define WHIT_SERVER_PROCESS_METRICS_H_
+
+#include <prometheus/collectable.h>
+#include <prometheus/metric_family.h>
+
+#include <vector>
+
+namespace whit {
+
+class ProcessMetrics : public prometheus::Collectable {
+ public:
+  std::vector<prometheus::MetricFamily> Collect() const override;
+};
+
+}  // namespace whit
+
+#endif  // WHIT_SERVER_PROCESS_METRICS_H_

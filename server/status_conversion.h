@@ -1,0 +1,40 @@
+// From the statuses of the runtime to what a gRPC client sees.
+#ifndef WHIT_SERVER_STATUS_CONVERSION_H_
+#define WHIT_SERVER_STATUS_CONVERSION_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/status.h>
+
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+
+namespace whit {
+
+// The codes of both are the same numbers. UNKNOWN, which nothing here means to return, is INTERNAL.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// Why a request was turned away before it got a place: a label in metrics, a field of the log, and
+// the trailer whit-reason.
+//   invalid, unimplemented, too_large           it can never succeed here
+//   queue_full, queue_prompt_tokens             --max-queue-requests, --max-queue-prompt-tokens
+//   wait tokenizer_busy                              too many long texts wait to be tokenized
+//   loading, draining                           the server is starting or going down
+//   other                                       a defect
+inline constexpr std::array<std::string_view, 9> kRejectionReasons = {
+    "invalid",        "unimplemented", "too_large", "queue_full", "queue_prompt_tokens",
+    "tokenizer_busy", "loading",       "draining",  "other"};
+std::string RejectionReasonFor(const absl::Status& status);
+
+absl::Status LoadingError();
+absl::Status TokenizerBusyError();
+
+// Adds the trailers whit-reason and, where a retry may help, grpc-retry-pushback-ms (for gRPC
+// clients with a retry policy) and retry-after (seconds; becomes an HTTP header behind a gateway).
+void AddRejectionTrailers(const absl::Status& status, grpc::ServerContextBase& context);
+
+}  // namespace whit
+
+#endif  // WHIT_SERVER_STATUS_CONVERSION_H_

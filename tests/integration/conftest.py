@@ -1,0 +1,107 @@
+"""Fixtures of the process-level tests.
+
+Nothing is built here: the binaries are those in $WHIT_BIN_DIR (default build/release/bin). The model is
+a tiny one that whit_make_tiny_model writes; $WHIT_MODEL names a real one for the tests that need it.
+"""
+
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from grpc_tools import protoc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN_DIR = pathlib.Path(os.environ.get("WHIT_BIN_DIR", ROOT / "build/release/bin")).resolve()
+
+
+def pytest_configure(config):
+    missing = [n for n in ("whitd", "whit", "whit_make_tiny_model") if not (BIN_DIR / n).exists()]
+    if missing:
+        pytest.exit(f"{', '.join(missing)} not in {BIN_DIR}: build first, or set WHIT_BIN_DIR", 2)
+    stubs = config.cache.mkdir("stubs")
+    code = protoc.main(
+        ["protoc", f"-I{ROOT / 'proto'}", f"--python_out={stubs}", f"--grpc_python_out={stubs}",
+         "whit/v1/text_generation.proto"])
+    assert code == 0
+    sys.path.insert(0, str(stubs))
+    importlib.invalidate_caches()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not os.environ.get("WHIT_MODEL"):
+        terminalreporter.write_line(
+            "WHIT_MODEL is not set: the tests on a real model were SKIPPED", yellow=True)
+
+
+def make_model(path, *flags):
+    subprocess.run([BIN_DIR / "whit_make_tiny_model", path, *flags], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Answers at once: 2,048 tokens of context."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory):
+    """Large enough that a request is still under way when a test looks at it."""
+    return make_model(
+        tmp_path_factory.mktemp("models") / "slow.gguf", "--context=32768", "--hidden=512",
+        "--ffn=1024", "--layers=8", "--heads=8", "--kv-heads=4", "--head-dim=64")
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    path = os.environ.get("WHIT_MODEL")
+    if not path:
+        pytest.skip("WHIT_MODEL is not set")
+    return path
+
+
+@pytest.fixture
+def start():
+    """start(model, *flags) runs a whitd for one test."""
+    from whitd import Whitd
+
+    running = []
+
+    def start_one(model, *flags):
+        server = Whitd(BIN_DIR / "whitd", model, *flags)
+        running.append(server)
+        return server
+
+    yield start_one
+    for server in running:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model):
+    """A whitd that the tests of a module share; it must be alive and empty after each."""
+    from whitd import Whitd
+
+    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M")
+    yield shared
+    assert shared.stop() == 0
+
+
+@pytest.fixture
+def whit():
+    """whit(server, *arguments) runs the client and returns what it did."""
+
+    def run(server, *arguments, input=None, timeout=30):
+        return subprocess.run(
+            [BIN_DIR / "whit", *arguments], input=input, capture_output=True, text=True,
+            timeout=timeout, env=clean_environment(WHIT_SERVER=server.address if server else ""))
+
+    return run
+
+
+def clean_environment(**more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WHIT_")}
+    return {**kept, **more}

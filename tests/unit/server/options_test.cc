@@ -1,0 +1,153 @@
+#include "server/options.h"
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace whit {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+ParsedCommandLine Parse(std::vector<std::string> flags) {
+  std::vector<const char*> argv = {"whitd"};
+  for (const std::string& flag : flags) argv.push_back(flag.c_str());
+  return ParseServerOptions(static_cast<int>(argv.size()), argv.data());
+}
+
+// An environment variable that is set while it lives.
+class ScopedEnvironment {
+ public:
+  ScopedEnvironment(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  ~ScopedEnvironment() { unsetenv(name_); }
+
+ private:
+  const char* const name_;
+};
+
+TEST(OptionsTest, TheModelIsAllThatIsRequired) {
+  const ParsedCommandLine parsed = Parse({"--model=m.gguf"});
+  ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
+  EXPECT_EQ(parsed.options->model_path, "m.gguf");
+  EXPECT_THAT(parsed.options->listen, ElementsAre("127.0.0.1:50051"));
+  EXPECT_EQ(parsed.options->metrics_listen, "127.0.0.1:9464");
+  EXPECT_FALSE(parsed.options->kv_cache_bytes.has_value());
+  EXPECT_GE(parsed.options->threads, 1);
+
+  EXPECT_EQ(Parse({}).exit_status, kExitUsage);
+  EXPECT_THAT(Parse({}).text, HasSubstr("--model"));
+}
+
+TEST(OptionsTest, TakesEveryFlag) {
+  const ParsedCommandLine parsed = Parse(
+      {"--model=m.gguf", "--listen=127.0.0.1:1,unix:/tmp/s", "--listen=[::1]:2",
+       "--metrics-listen=off", "--max-message-bytes=1M", "--threads=3", "--kv-cache-bytes=24M",
+       "--kv-policy=fp16", "--max-running=5", "--max-queue-requests=6",
+       "--max-queue-prompt-tokens=7", "--max-step-tokens=80", "--prefill-chunk-tokens=9",
+       "--drain-timeout=1m", "--log-level=warn", "--log-format=json"});
+  ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
+  const ServerOptions& options = *parsed.options;
+  EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
+  EXPECT_EQ(options.metrics_listen, "");
+  EXPECT_EQ(options.max_message_bytes, 1 << 20);
+  EXPECT_EQ(options.threads, 3);
+  EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
+  EXPECT_EQ(options.engine.kv_policy.ToString(), "fp16");
+  EXPECT_EQ(options.engine.max_running_requests, 5);
+  EXPECT_EQ(options.engine.max_waiting_requests, 6);
+  EXPECT_EQ(options.engine.max_waiting_prompt_tokens, 7);
+  EXPECT_EQ(options.engine.max_step_tokens, 80);
+  EXPECT_EQ(options.engine.prefill_chunk_tokens, 9);
+  EXPECT_EQ(options.drain_timeout, absl::Minutes(1));
+  EXPECT_EQ(options.log_level, LogLevel::kWarn);
+  EXPECT_EQ(options.log_format, LogFormat::kJson);
+}
+
+TEST(OptionsTest, EnvironmentVariablesStandInForAbsentFlags) {
+  const ScopedEnvironment model("WHIT_MODEL", "e.gguf");
+  const ScopedEnvironment bytes("WHIT_KV_CACHE_BYTES", "2G");
+  const ScopedEnvironment listen("WHIT_LISTEN", "a:1,b:2");
+  ParsedCommandLine parsed = Parse({});
+  ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
+  EXPECT_EQ(parsed.options->model_path, "e.gguf");
+  EXPECT_EQ(parsed.options->kv_cache_bytes, uint64_t{2} << 30);
+  EXPECT_THAT(parsed.options->listen, ElementsAre("a:1", "b:2"));
+
+  parsed = Parse({"--model=f.gguf", "--kv-cache-bytes=1G"});
+  ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
+  EXPECT_EQ(parsed.options->model_path, "f.gguf");
+  EXPECT_EQ(parsed.options->kv_cache_bytes, uint64_t{1} << 30);
+}
+
+TEST(OptionsTest, EnvironmentVariablesAreCheckedLikeFlags) {
+  const ScopedEnvironment threads("WHIT_THREADS", "none");
+  const ParsedCommandLine parsed = Parse({"--model=m.gguf"});
+  EXPECT_EQ(parsed.exit_status, kExitUsage);
+  EXPECT_THAT(parsed.text, HasSubstr("'none'"));
+}
+
+TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
+  struct Case {
+    std::string flag, value, bound;
+  };
+  for (const Case& c : std::vector<Case>{{"--threads", "0", "[1, 1024]"},
+                                         {"--threads", "two", "[1, 1024]"},
+                                         {"--kv-cache-bytes", "1X", "such as 24M"},
+                                         {"--kv-cache-bytes", "1K", "64.0 KiB"},
+                                         {"--kv-policy", "best", "fp16"},
+                                         {"--listen", "50051", "HOST:PORT"},
+                                         {"--listen", "127.0.0.1:70000", "65535"},
+                                         {"--metrics-listen", "unix:/tmp/s", "HOST:PORT"},
+                                         {"--max-message-bytes", "2G", "1.0 GiB"},
+                                         {"--max-running", "-1", "[1, "},
+                                         {"--max-queue-requests", "1.5", "[0, "},
+                                         {"--max-step-tokens", "0", "[1, "},
+                                         {"--drain-timeout", "soon", "30s"},
+                                         {"--log-level", "loud", "debug, info, warn, error"},
+                                         {"--log-format", "xml", "text, json"}}) {
+    const ParsedCommandLine parsed = Parse({"--model=m.gguf", c.flag + "=" + c.value});
+    EXPECT_FALSE(parsed.options.has_value()) << c.flag << c.value;
+    EXPECT_EQ(parsed.exit_status, kExitUsage);
+    EXPECT_THAT(parsed.text, HasSubstr(c.flag));
+    EXPECT_THAT(parsed.text, HasSubstr("'" + c.value + "'"));
+    EXPECT_THAT(parsed.text, HasSubstr(c.bound));
+  }
+}
+
+TEST(OptionsTest, ChecksFlagsThatDependOnEachOther) {
+  EXPECT_THAT(Parse({"--model=m", "--max-running=9", "--max-step-tokens=8"}).text,
+              HasSubstr("--max-running: 9 is more than --max-step-tokens, 8"));
+  EXPECT_THAT(Parse({"--model=m", "--max-running=8", "--max-step-tokens=8"}).text,
+              HasSubstr("--prefill-chunk-tokens"));
+}
+
+TEST(OptionsTest, TheLastOfAFlagWins) {
+  const ParsedCommandLine parsed = Parse({"--model=a", "--threads=1", "--model=b", "--threads=2"});
+  ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
+  EXPECT_EQ(parsed.options->model_path, "b");
+  EXPECT_EQ(parsed.options->threads, 2);
+}
+
+TEST(OptionsTest, RefusesWhatItDoesNotKnow) {
+  EXPECT_EQ(Parse({"--model=m", "--modle=n"}).exit_status, kExitUsage);
+  EXPECT_EQ(Parse({"--model=m", "stray"}).exit_status, kExitUsage);
+}
+
+TEST(OptionsTest, HelpNamesEveryFlagAndSucceeds) {
+  const ParsedCommandLine parsed = Parse({"--help"});
+  EXPECT_FALSE(parsed.options.has_value());
+  EXPECT_EQ(parsed.exit_status, kExitOk);
+  for (const std::string flag :
+       {"--model", "--listen", "--metrics-listen", "--kv-cache-bytes", "--kv-policy", "--threads",
+        "--drain-timeout", "WHIT_KV_CACHE_BYTES", "Exit status"}) {
+    EXPECT_THAT(parsed.text, HasSubstr(flag));
+  }
+  EXPECT_THAT(Parse({"--version"}).text, HasSubstr("whitd "));
+}
+
+}  // namespace
+}  // namespace whit

@@ -1,0 +1,67 @@
+#include "server/status_conversion.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/engine/admission.h"
+
+namespace whit {
+namespace {
+
+using ::testing::Contains;
+
+TEST(ToGrpcStatusTest, KeepsCodeAndMessage) {
+  EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
+  const grpc::Status status = ToGrpcStatus(absl::InvalidArgumentError("top_p is 2"));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(status.error_message(), "top_p is 2");
+  EXPECT_EQ(ToGrpcStatus(absl::DeadlineExceededError("")).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(ToGrpcStatus(absl::UnavailableError("")).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(ToGrpcStatus(absl::UnauthenticatedError("")).error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST(ToGrpcStatusTest, WhatNobodyMeansToReturnIsADefect) {
+  EXPECT_EQ(ToGrpcStatus(absl::UnknownError("")).error_code(), grpc::StatusCode::INTERNAL);
+}
+
+TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {
+  AdmissionLimits limits;
+  limits.reservable_bytes = 100;
+  limits.max_running_requests = 1;
+  limits.max_waiting_requests = 2;
+  limits.max_waiting_prompt_tokens = 10;
+  AdmissionState busy;
+  busy.running = 1;
+
+  EXPECT_EQ(RejectionReasonFor(
+                DecideAdmission(limits, busy, {.bytes = 101, .prompt_tokens = 1}).status()),
+            "too_large");
+  EXPECT_EQ(
+      RejectionReasonFor(DecideAdmission(limits, busy, {.bytes = 1, .prompt_tokens = 11}).status()),
+      "queue_prompt_tokens");
+  busy.waiting = 2;
+  EXPECT_EQ(RejectionReasonFor(CheckTicket(limits, busy)), "queue_full");
+  busy.draining = true;
+  EXPECT_EQ(RejectionReasonFor(CheckTicket(limits, busy)), "draining");
+
+  EXPECT_EQ(RejectionReasonFor(LoadingError()), "loading");
+  EXPECT_EQ(RejectionReasonFor(TokenizerBusyError()), "tokenizer_busy");
+  EXPECT_EQ(RejectionReasonFor(absl::InvalidArgumentError("")), "invalid");
+  EXPECT_EQ(RejectionReasonFor(absl::UnimplementedError("")), "unimplemented");
+  EXPECT_EQ(RejectionReasonFor(absl::InternalError("")), "other");
+}
+
+TEST(RejectionReasonTest, EveryReasonIsAMetricLabel) {
+  for (const absl::Status& status :
+       {LoadingError(), TokenizerBusyError(), absl::InvalidArgumentError(""),
+        absl::UnimplementedError(""), absl::InternalError("")}) {
+    EXPECT_THAT(kRejectionReasons, Contains(RejectionReasonFor(status)));
+  }
+}
+
+}  // namespace
+}  // namespace whit
