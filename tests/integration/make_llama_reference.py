@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes reference.json: what llama.cpp makes of the quickstart's model, for test_reference.py.
+"""Writes llama_reference.json: what llama.cpp makes of the quickstart's model.
 
-usage: tests/model/make_reference.py MODEL.gguf PEER_DIR >tests/model/reference.json
+usage: make_llama_reference.py MODEL.gguf PEER_DIR >llama_reference.json
 
 PEER_DIR is what tests/bench/fetch_peer printed; needs numpy. For each prompt: its token ids, the 64
 tokens that follow greedily, and how far each one's logit is ahead of the second best. For each text:

@@ -1,26 +1,25 @@
 """whit-bench runs, and its rows have the shape that they promise. The figures are not judged."""
 
 import json
-import os
-import pathlib
 import subprocess
 
-ROOT = pathlib.Path(__file__).parents[2]
-BIN = pathlib.Path(os.environ.get("WHIT_BIN", ROOT / "build/release/bin"))
-MODEL = os.environ["WHIT_TEST_MODEL"]
+import pytest
 
 
-def bench(*arguments):
-    return subprocess.run(
-        [BIN / "whit-bench", f"--model={MODEL}", "--repeats=1", "--steps=2", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def bench(real_model):
+    from conftest import BIN_DIR
+
+    def run(*arguments):
+        return subprocess.run(
+            [BIN_DIR / "whit-bench", f"--model={real_model}", "--repeats=1", "--steps=2",
+             *arguments], capture_output=True, text=True, timeout=300)
+
+    return run
 
 
-def test_rows_are_json_objects():
-    done = bench("--json", "--only=decode_d16,prefill_512,batch4_d1024")
+def test_rows_are_json_objects(bench):
+    done = bench("--json", "--only=decode_d16,prefill_512,batch4_d1024", "--kv-policy=static:K4V4")
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     machine = ["dram_read", "weights_read", "int8_dot"]
@@ -32,11 +31,11 @@ def test_rows_are_json_objects():
         assert row["roof"] in ([None] if row["name"] in machine else ["memory", "int8"])
 
 
-def test_an_unknown_row_is_named():
+def test_an_unknown_row_is_named(bench):
     done = bench("--only=decode_d17")
     assert done.returncode != 0 and "decode_d17" in done.stderr
 
 
-def test_a_missing_peer_is_explained(tmp_path):
+def test_a_missing_peer_is_explained(bench, tmp_path):
     done = bench("--only=decode_d16", "--peer", f"--peer-dir={tmp_path}")
     assert done.returncode == 1 and "fetch_peer" in done.stderr
