@@ -32,11 +32,13 @@ SequenceView Sequence::view() const {
 ForwardSlice Sequence::NextSlice(int num_tokens, ForwardSlice::Logits logits) {
   const SequenceView left = view();
   const int first = kv_.num_tokens();
+  // Scored tokens run as generated ones do, so that both have the same log-probabilities.
+  const bool precise = left.decoding || left.scored_tokens == left.prompt_tokens;
   return {.tokens = absl::MakeConstSpan(tokens_).subspan(first, num_tokens),
           .first_position = first,
           .kv = &kv_,
           .policy = policy_.get(),
-          .activation_bits = left.decoding ? ActivationBits::k16 : ActivationBits::k8,
+          .activation_bits = precise ? ActivationBits::k16 : ActivationBits::k8,
           .prompt_continues = num_tokens < left.prompt_tokens,
           .logits = logits};
 }
