@@ -19,7 +19,8 @@ bool IsScoredNext(const SequenceView& sequence) {
 
 Logits LogitsOfPromptSlice(const SequenceView& sequence, int num_tokens) {
   if (IsScoredNext(sequence)) return Logits::kAll;
-  return num_tokens == sequence.prompt_tokens ? Logits::kLast : Logits::kNone;
+  const int unscored = sequence.prompt_tokens - sequence.scored_tokens;
+  return num_tokens == unscored ? Logits::kLast : Logits::kNone;
 }
 
 // Hands out a step's prompt tokens.

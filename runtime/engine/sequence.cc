@@ -26,19 +26,19 @@ SequenceView Sequence::view() const {
   if (!scores()) return {.prompt_tokens = prompt - run};
   // Nothing comes after the last token: it is scored by the row before it and need not run.
   const int left = prompt - 1 - run;
-  return {.prompt_tokens = left, .scored_tokens = std::min(left, request().score_tokens)};
+  return {.prompt_tokens = left, .scored_tokens = std::min(left, request().score_tokens - 1)};
 }
 
 ForwardSlice Sequence::NextSlice(int num_tokens, ForwardSlice::Logits logits) {
   const SequenceView left = view();
   const int first = kv_.num_tokens();
-  // Scored tokens run as generated ones do, so that both have the same log-probabilities.
-  const bool precise = left.decoding || left.scored_tokens == left.prompt_tokens;
+  // Scored tokens run as generated ones do, so that both get the same log-probabilities.
+  const bool scored = scores() && left.scored_tokens == left.prompt_tokens;
   return {.tokens = absl::MakeConstSpan(tokens_).subspan(first, num_tokens),
           .first_position = first,
           .kv = &kv_,
           .policy = policy_.get(),
-          .activation_bits = precise ? ActivationBits::k16 : ActivationBits::k8,
+          .activation_bits = left.decoding || scored ? ActivationBits::k16 : ActivationBits::k8,
           .prompt_continues = num_tokens < left.prompt_tokens,
           .logits = logits};
 }

@@ -59,11 +59,11 @@ TEST(PlanStepTest, HalfGoesToTheOldestAndTheRestToTheShortest) {
 }
 
 TEST(PlanStepTest, ScoredTokensNeedALogitsRowEachAndAreLimited) {
-  // First the tokens before the scored ones, without logits.
+  // First the tokens before the scored ones, of which the last speaks of the first scored one.
   auto plan = PlanStep(kLimits, {Scored(130, 100)});
   ASSERT_EQ(plan.size(), 1u);
   EXPECT_EQ(plan[0].num_tokens, 30);
-  EXPECT_EQ(plan[0].logits, Logits::kNone);
+  EXPECT_EQ(plan[0].logits, Logits::kLast);
   plan = PlanStep(kLimits, {Scored(100, 100), Scored(20, 20), Prompt(7)});
   EXPECT_EQ(Tokens(plan), (std::map<size_t, int>{{0, 48}, {2, 7}}));
   EXPECT_EQ(plan[0].logits, Logits::kAll);
@@ -103,7 +103,8 @@ void CheckPlan(const StepLimits& limits, const std::vector<SequenceView>& views,
     } else {
       ASSERT_LE(slice.num_tokens, view.prompt_tokens - view.scored_tokens)
           << "a scored token without logits";
-      ASSERT_EQ(slice.logits == Logits::kLast, slice.num_tokens == view.prompt_tokens);
+      ASSERT_EQ(slice.logits == Logits::kLast,
+                slice.num_tokens == view.prompt_tokens - view.scored_tokens);
     }
   }
   ASSERT_EQ(decodes, std::count_if(views.begin(), views.end(),
