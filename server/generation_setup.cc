@@ -14,8 +14,8 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start) {
   const absl::Time deadline = DeadlineOf(context);
   if (deadline == absl::InfiniteFuture()) return false;
-  // The client gives up first: what it sends of its timeout is rounded up by as much as 1 %, and then
-  // takes its time to get here.
+  // The client gives up first: what it sends of its timeout is rounded up by as much as 1 %, and
+  // then takes its time to get here.
   const absl::Duration tolerance = absl::Milliseconds(10) + (deadline - start) / 100;
   return absl::Now() + tolerance >= deadline;
 }

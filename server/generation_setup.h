@@ -24,8 +24,8 @@ namespace whit {
 // The call's deadline in the engine's terms.
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 
-// True if a call that began at `start` was given up because its deadline passed, rather than because
-// its client left: then the engine, which knows the deadline, ends the request itself.
+// True if a call that began at `start` was given up because its deadline passed, rather than
+// because its client left: then the engine, which knows the deadline, ends the request itself.
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start);
 
 // Counts and logs a call that was turned away, adds its trailers, and returns its status.

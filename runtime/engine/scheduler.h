@@ -15,8 +15,8 @@ struct SequenceView {
   // Its prompt is in the KV cache; each step makes one token.
   bool decoding = false;
   // Otherwise: prompt tokens still to run, and how many at their end are scored, that is, need a
-  // row of logits each. The last one before those needs a row too: it speaks of the first of them, or
-  // of the first token to be generated.
+  // row of logits each. The last one before those needs a row too: it speaks of the first of them,
+  // or of the first token to be generated.
   int prompt_tokens = 0;
   int scored_tokens = 0;
 };
