@@ -1,5 +1,10 @@
-// Engine: one thread that owns every sequence and the page pool, and runs Step() while there is
-// work.
+// runtime/engine: from a request to its tokens. A request is checked (request), admitted or queued
+// (admission, request_queue), and runs as a Sequence, whose tokens the Sampler chooses and whose
+// text its TokenSink carries to the client. EngineCore::Step moves all sequences forward at once,
+// by the scheduler's plan. This folder computes no logits (runtime/model), decides no precision
+// (controller), lays out no pages (kvpool) and knows no protocol (server).
+//
+// Engine, in this file, is the face of it all: it owns the one thread that takes the steps.
 #ifndef WHIT_RUNTIME_ENGINE_ENGINE_H_
 #define WHIT_RUNTIME_ENGINE_ENGINE_H_
 
@@ -33,10 +38,11 @@ struct EngineOptions {
   // Prompt tokens of a step in which streams decode: what a prompt adds to their inter-token
   // latency.
   int prefill_chunk_tokens = 64;
+  // What headroom is counted for; each request brings its own.
   PrecisionPolicySpec kv_policy{};
 };
 
-// One consistent view, taken at the end of a step.
+// One consistent view: of requests as they stand, of pages as the last step left them.
 struct EngineSnapshot {
   PagePoolStats pool;
   size_t reserved_bytes = 0;

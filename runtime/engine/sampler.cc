@@ -152,7 +152,8 @@ void FilterCandidates(const SamplingParams& params, absl::Span<const float> logi
   }
 }
 
-Sampler::Sampler(const SamplingParams& params, absl::Span<const int32_t> prompt) : params_(params) {
+Sampler::Sampler(const SamplingParams& params, absl::Span<const int32_t> prompt)
+    : params_(params), seed_(params.seed.value_or(0)) {
   if (!penalizes()) return;
   for (int32_t id : prompt) seen_.try_emplace(id);
 }
@@ -191,7 +192,7 @@ absl::Span<const float> Sampler::Penalize(absl::Span<const float> logits,
 }
 
 int32_t Sampler::Draw(absl::Span<const float> logits, SamplerScratch& scratch) const {
-  const double uniform = UniformAt(*params_.seed, num_chosen_);
+  const double uniform = UniformAt(seed_, num_chosen_);
   const size_t n = logits.size();
   if (filters()) {
     FilterCandidates(params_, logits, scratch);

@@ -46,7 +46,7 @@ void FilterCandidates(const SamplingParams& params, absl::Span<const float> logi
 // Threads: one at a time.
 class Sampler {
  public:
-  // `prompt` counts as seen for the repetition penalty. params.seed is set.
+  // `prompt` counts as seen for the repetition penalty. Without a seed in `params` it is 0.
   Sampler(const SamplingParams& params, absl::Span<const int32_t> prompt);
 
   int32_t Next(absl::Span<const float> logits, SamplerScratch& scratch);
@@ -59,6 +59,7 @@ class Sampler {
   int32_t Draw(absl::Span<const float> logits, SamplerScratch& scratch) const;
 
   const SamplingParams params_;
+  const uint64_t seed_;
   uint64_t num_chosen_ = 0;
   // Tokens seen, and how often each was generated. Kept only if there are penalties.
   absl::flat_hash_map<int32_t, int> seen_;
