@@ -38,7 +38,7 @@ void RunOneToken(Model& model) {
   const auto pool =
       PagePool::Create({.capacity_bytes = size_t{4} << 20, .head_dim = config.head_dim});
   if (!pool.ok()) return;
-  PageTable table = model.NewPageTable(**pool, {});
+  PageTable table = model.NewPageTable(**pool, RecentRing{});  // no policy: nothing leaves it
   const int32_t token = config.vocab_size - 1;
   (void)model.Forward({{.tokens = absl::MakeConstSpan(&token, 1), .kv = &table}});
 }
