@@ -83,7 +83,6 @@ absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
 }
 
 absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
-  const size_t page_bytes = page_bytes_[static_cast<size_t>(rung)];
   std::byte* data;
   {
     absl::MutexLock lock(&mutex_);
@@ -94,6 +93,8 @@ absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
                           num_slabs_ * kSlabBytes, std::string(RungName(rung))));
     }
     const size_t slab_index = slab - slabs_.data();
+    const auto slab_rung = static_cast<size_t>(slab->rung);
+    const size_t page_bytes = page_bytes_[slab_rung];
     std::byte* const slab_base = base_ + slab_index * kSlabBytes;
     size_t page;
     if (slab->first_free != 0) {
@@ -105,10 +106,10 @@ absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
     ++slab->used;
     if (!slab->has_room()) UnlinkSlab(*slab);
     References(slab_index, page) = 1;
-    pages_in_use_[static_cast<size_t>(rung)].fetch_add(1, std::memory_order_relaxed);
+    pages_in_use_[slab_rung].fetch_add(1, std::memory_order_relaxed);
     data = slab_base + page * page_bytes;
   }
-  std::memset(data, 0, page_bytes);
+  std::memset(data, 0, page_bytes_[static_cast<size_t>(rung)]);
   return static_cast<uint32_t>((data - base_) / kPageUnitBytes);
 }
 
@@ -120,7 +121,13 @@ void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) 
 PagePool::Slab* PagePool::SlabWithRoom(Rung rung) {
   const uint32_t head = slabs_with_room_[static_cast<size_t>(rung)];
   if (head != Slab::kNone) return &slabs_[head];
-  if (free_slabs_.empty()) return nullptr;
+  if (free_slabs_.empty()) {
+    // A larger page serves as well.
+    for (size_t larger = static_cast<size_t>(rung) + 1; larger < kNumRungs; ++larger) {
+      if (slabs_with_room_[larger] != Slab::kNone) return &slabs_[slabs_with_room_[larger]];
+    }
+    return nullptr;
+  }
   Slab& slab = slabs_[free_slabs_.back()];
   free_slabs_.pop_back();
   slab = {.assigned = true,

@@ -55,7 +55,9 @@ struct PagePoolStats {
 };
 
 // Fixed capacity, allocated once. Pages of one rung come from slabs of that size class; a slab that
-// becomes empty returns to the common store. Bookkeeping outside the capacity: two bytes a page.
+// becomes empty returns to the common store. Where no slab is left for a rung, a page of a higher
+// one serves it; bytes are counted by the page's own rung. Bookkeeping outside the capacity: two
+// bytes a page.
 //
 // Threads: Allocate and PageRef belong to one thread (the engine's). Page *contents* may be read
 // and written by worker threads while the owner waits for them. stats() may be called from any

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <string_view>
+#include <vector>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/rung.h"
+#include "runtime/model/model.h"
 
 namespace whit {
 namespace {
@@ -24,16 +26,46 @@ absl::Status Draining() {
                    "the server is draining; it takes no new requests");
 }
 
-// Pages are allotted in every layer and KV head at once.
-size_t TileBytes(const PrecisionPolicySpec& /*policy*/, const ModelConfig& model) {
-  return size_t{1} * model.num_layers * model.num_kv_heads * PageBytes(Rung::kFp16, model.head_dim);
+// The rungs that a policy may choose.
+std::vector<Rung> RungsOf(const PrecisionPolicySpec& policy) {
+  switch (policy.kind) {
+    case PrecisionPolicySpec::Kind::kFp16:
+      return {Rung::kFp16};
+    case PrecisionPolicySpec::Kind::kStatic:
+      return {policy.rung};
+    case PrecisionPolicySpec::Kind::kRandom:
+      break;
+  }
+  std::vector<Rung> rungs;
+  for (int i = 0; i < kNumRungs; ++i) {
+    if (policy.mix[i] > 0) rungs.push_back(static_cast<Rung>(i));
+  }
+  return rungs;
+}
+
+// What one (layer, KV head) takes at most. Tokens leave the ring when a block of the prompt is
+// complete, so up to a block more than the ring is meant to hold waits in it.
+size_t ListBytes(const PrecisionPolicySpec& policy, int head_dim, int64_t tokens) {
+  const int64_t pages = (tokens + kTileTokens - 1) / kTileTokens;
+  const RecentRing ring = RingOf(policy);
+  const std::vector<Rung> rungs = RungsOf(policy);
+  const size_t dearest = PageBytes(*std::max_element(rungs.begin(), rungs.end()), head_dim);
+  const size_t ring_page = PageBytes(ring.rung, head_dim);
+  if (ring.rung == Rung::kFp16 && dearest == ring_page) return pages * ring_page;
+  const int64_t in_ring =
+      std::min<int64_t>(pages - 1, (ring.tokens + Model::kPrefillBlock) / kTileTokens + 2);
+  // Each rung has a part-filled page; a page that leaves is held until its tokens are written.
+  const int64_t settled = pages - 1 - in_ring + static_cast<int64_t>(rungs.size());
+  return PageBytes(ring.sink_rung, head_dim) + in_ring * std::max(ring_page, dearest) +
+         settled * dearest;
 }
 
 }  // namespace
 
 size_t ReservationBytes(const PrecisionPolicySpec& policy, const ModelConfig& model,
                         int64_t tokens) {
-  return (tokens + kTileTokens - 1) / kTileTokens * TileBytes(policy, model);
+  return size_t{1} * model.num_layers * model.num_kv_heads *
+         ListBytes(policy, model.head_dim, tokens);
 }
 
 size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
@@ -43,7 +75,17 @@ size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
 }
 
 int64_t TokensThatFit(const PrecisionPolicySpec& policy, const ModelConfig& model, size_t bytes) {
-  return static_cast<int64_t>(bytes / TileBytes(policy, model)) * kTileTokens;
+  // By whole pages: the most that a list can have is all of its bytes at the lowest rung.
+  const size_t lists = size_t{1} * model.num_layers * model.num_kv_heads;
+  int64_t fits = 0;
+  int64_t too_many =
+      static_cast<int64_t>(bytes / lists / PageBytes(Rung::kK2V2, model.head_dim)) + 1;
+  while (fits + 1 < too_many) {
+    const int64_t pages = fits + (too_many - fits) / 2;
+    const bool fit = ReservationBytes(policy, model, pages * kTileTokens) <= bytes;
+    (fit ? fits : too_many) = pages;
+  }
+  return fits * kTileTokens;
 }
 
 absl::Status CheckTicket(const AdmissionLimits& limits, const AdmissionState& state) {

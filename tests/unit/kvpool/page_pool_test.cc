@@ -76,9 +76,15 @@ TEST(PagePoolTest, AnEmptySlabServesAnotherRung) {
   const absl::Status full = pool->Allocate(Rung::kK2V2).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   pages.pop_back();
-  EXPECT_FALSE(pool->Allocate(Rung::kK2V2).ok());  // the slab still holds FP16 pages
+  {
+    // The slab still holds FP16 pages: one of them serves, and only one.
+    const PageRef page = pool->Allocate(Rung::kK2V2).value();
+    EXPECT_EQ(page.rung(), Rung::kFp16);
+    EXPECT_EQ(pool->stats().free_bytes, 0u);
+    EXPECT_FALSE(pool->Allocate(Rung::kK2V2).ok());
+  }
   pages.clear();
-  EXPECT_TRUE(pool->Allocate(Rung::kK2V2).ok());
+  EXPECT_EQ(pool->Allocate(Rung::kK2V2)->rung(), Rung::kK2V2);
 }
 
 // Random allocations, copies and releases against a map from page to its number of references;
@@ -107,9 +113,10 @@ TEST(PagePoolTest, BehavesLikeASimpleModel) {
           continue;
         }
         ASSERT_EQ(references[page->unit()]++, 0) << "a live page was handed out again";
-        ++pages[static_cast<size_t>(rung)];
+        ASSERT_GE(page->rung(), rung);
+        ++pages[static_cast<size_t>(page->rung())];
         std::memset(page->data(), static_cast<uint8_t>(page->unit() * 31),
-                    PageBytes(rung, head_dim));
+                    PageBytes(page->rung(), head_dim));
         live.push_back(*std::move(page));
       } else {
         std::swap(live[rng() % live.size()], live.back());

@@ -9,6 +9,7 @@
 
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
+#include "runtime/model/model.h"
 
 namespace whit {
 namespace {
@@ -37,6 +38,60 @@ TEST(ReservationBytesTest, CountsWholePagesInEveryLayerAndHead) {
   EXPECT_EQ(ReservationBytes(kFp16, Model(), int64_t{1} << 31), (size_t{1} << 27) * tile);
   EXPECT_EQ(TokensThatFit(kFp16, Model(), 2 * tile + 1), 32);
   EXPECT_EQ(TokensThatFit(kFp16, Model(), tile - 1), 0);
+}
+
+TEST(ReservationBytesTest, ALongSequenceIsReservedAtItsPolicysRung) {
+  const auto reserved = [](const char* policy, int64_t tokens) {
+    return static_cast<double>(ReservationBytes(*ParsePrecisionPolicy(policy), Model(), tokens));
+  };
+  const double fp16 = reserved("fp16", 8192);
+  EXPECT_NEAR(reserved("static:K4V4", 8192) / fp16, 68.0 / 256, 0.02);
+  EXPECT_NEAR(reserved("static:K2V2", 8192) / fp16, 36.0 / 256, 0.02);
+  // Anything the mix can draw.
+  EXPECT_NEAR(reserved("random:K2V2=9,K8V8=1", 8192) / fp16, 132.0 / 256, 0.02);
+  for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=9,K8V8=1"}) {
+    const auto spec = *ParsePrecisionPolicy(policy);
+    for (int64_t tokens : {16, 160, 16000}) {
+      const size_t bytes = ReservationBytes(spec, Model(), tokens);
+      EXPECT_EQ(TokensThatFit(spec, Model(), bytes), tokens) << policy;
+      EXPECT_EQ(TokensThatFit(spec, Model(), bytes - 1), tokens - 16) << policy;
+    }
+  }
+}
+
+// A sequence whose prompt comes in the longest chunks never holds more than was reserved for it.
+TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
+  const ModelConfig model = Model(64);
+  for (const char* name : {"static:K4V4", "static:K8V8", "random:K2V2=1,K4V2=1,K8V4=2"}) {
+    const PrecisionPolicySpec spec = *ParsePrecisionPolicy(name);
+    const auto policy = MakePrecisionPolicy(spec);
+    const auto pool =
+        *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = 64});
+    for (int tokens : {1, 16, 17, 128, 160, 177, 1000}) {
+      PageTable table(pool.get(), {model.num_layers, model.num_kv_heads}, RingOf(spec), nullptr);
+      const std::vector<float> rows(size_t{1} * tokens * 64, 1.0f);
+      for (int first = 0; first < tokens;) {
+        const int count = std::min<int>(tokens - first, first < 500 ? Model::kPrefillBlock : 1);
+        for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
+          const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
+          table.Append(layer, head, count,
+                       {.keys = rows.data(), .values = rows.data(), .stride = 64});
+        }
+        EXPECT_LE(table.usage().page_bytes, ReservationBytes(spec, model, tokens)) << name;
+        for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
+          const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
+          PageTable::LeavingPage page;
+          while (table.NextLeaving(layer, head, &page)) {
+            std::vector<Rung> rungs(page.tokens);
+            policy->Decide({layer, head, page.first_position}, absl::MakeSpan(rungs));
+            table.Settle(layer, head, rungs);
+          }
+        }
+        EXPECT_LE(table.usage().page_bytes, ReservationBytes(spec, model, tokens)) << name;
+        first += count;
+      }
+    }
+  }
 }
 
 // The promise that reservations stand for: tables that stay within them never find the pool empty.
