@@ -31,8 +31,8 @@ absl::Status ValidateOptions(const EngineOptions& options) {
         CheckRange("max_running_requests", options.max_running_requests, 1,
                    options.max_step_tokens),
         CheckRange("max_waiting_requests", options.max_waiting_requests, 0, kUnbounded),
-        CheckRange("max_waiting_prompt_tokens", options.max_waiting_prompt_tokens, 0,
-                   kUnbounded)}) {
+        CheckRange("max_waiting_prompt_tokens", options.max_waiting_prompt_tokens, 0, kUnbounded),
+        CheckRange("max_cached_prefixes", options.max_cached_prefixes, 0, 1 << 20)}) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -39,6 +39,9 @@ struct EngineOptions {
   // latency.
   int prefill_chunk_tokens = 64;
   // What headroom is counted for; each request brings its own.
+  // Finished requests whose pages are kept while nothing else needs them, so that a prompt that
+  // begins like one of theirs need not be computed again. 0: none.
+  int max_cached_prefixes = 64;
   PrecisionPolicySpec kv_policy{};
 };
 
@@ -58,6 +61,10 @@ struct EngineSnapshot {
   double generated_tokens_per_second = 0;  // over the last seconds
   uint64_t prompt_tokens_total = 0;
   uint64_t generated_tokens_total = 0;
+  // Prompt tokens that were looked up among cached prefixes, and that were found.
+  uint64_t prefix_query_tokens_total = 0;
+  uint64_t prefix_hit_tokens_total = 0;
+  int cached_prefixes = 0;
   bool draining = false;
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "runtime/engine/admission.h"
 
 namespace whit {
 namespace {
@@ -39,6 +40,7 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       queue_(queue),
       observer_(std::move(observer)),
       pool_(std::move(pool)),
+      prefixes_(options.max_cached_prefixes),
       scratch_(model.thread_pool().num_threads()) {
   absl::MutexLock lock(&snapshot_mutex_);
   PublishFigures();
@@ -61,9 +63,11 @@ void EngineCore::Step(absl::Time now) {
 
 void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
   for (QueuedRequest& queued : intake.started) {
-    running_.push_back(
-        std::make_unique<Sequence>(std::move(queued), model_, *pool_, tokenizer_, now));
+    PageTable table = TableFor(queued.request);
+    running_.push_back(std::make_unique<Sequence>(std::move(queued), model_.config(),
+                                                  std::move(table), tokenizer_, now));
   }
+  if (!intake.started.empty()) MakeRoomForReservations();
   for (const QueuedRequest& queued : intake.cancelled) {
     ended_.push_back({queued.sink, CompletionWithoutRunning(queued, FinishReason::kCancelled,
                                                             Cancelled(), now)});
@@ -82,6 +86,37 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
                     absl::DeadlineExceededError(absl::StrFormat(
                         "the deadline passed after %d tokens", sequence->generated_tokens())));
     }
+  }
+}
+
+PageTable EngineCore::TableFor(const Request& request) {
+  // A scored prompt needs rows of logits, and every prompt its last token's.
+  if (options_.max_cached_prefixes > 0 && request.score_tokens == 0) {
+    const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
+    const PrefixIndex::Match match = prefixes_.Find(request.kv_policy.ToString(), reusable);
+    absl::MutexLock lock(&snapshot_mutex_);
+    published_.prefix_query_tokens_total += reusable.size();
+    published_.prefix_hit_tokens_total += match.tokens;
+    if (match.tokens > 0) return match.table->Fork(match.tokens);
+  }
+  return model_.NewPageTable(*pool_, RingOf(request.kv_policy));
+}
+
+void EngineCore::KeepPrefix(Sequence& sequence) {
+  if (options_.max_cached_prefixes == 0 || !sequence.succeeded()) return;
+  const absl::Span<const int32_t> tokens = sequence.tokens_in_kv();
+  prefixes_.Insert(sequence.request().kv_policy.ToString(), tokens, sequence.TakeKv());
+}
+
+void EngineCore::MakeRoomForReservations() {
+  size_t held = 0;
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    held += sequence->kv().usage().page_bytes;
+  }
+  const size_t reserved = queue_.state().reserved_bytes;
+  const size_t to_come = reserved > held ? reserved - held : 0;
+  const size_t reservable = ReservableBytes(model_.config(), pool_->stats().capacity_bytes);
+  while (pool_->stats().used_bytes + to_come > reservable && prefixes_.EvictOldest()) {
   }
 }
 
@@ -175,6 +210,7 @@ void EngineCore::RetireEnded() {
                       .completion = sequence->MakeCompletion(now),
                       .reservation_bytes = sequence->reservation_bytes(),
                       .ran = true});
+    KeepPrefix(*sequence);
     sequence.reset();
   }
   std::erase(running_, nullptr);
@@ -205,6 +241,7 @@ void EngineCore::PublishFigures() {
   }
   const size_t elements = tokens * model.kv_elements_per_token();
   published_.pool = pool;
+  published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
   published_.fp16_equivalent_bytes = elements * sizeof(uint16_t);
   published_.mean_bits = elements == 0 ? 0
                                        : 8 * static_cast<double>(pool.used_bytes + metadata_bytes) /

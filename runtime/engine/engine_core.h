@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kvpool/page_pool.h"
+#include "kvpool/prefix_index.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/sampler.h"
@@ -54,6 +55,11 @@ class EngineCore {
   };
 
   void TakeIn(RequestQueue::Intake intake, absl::Time now);
+  // A new sequence's table: it begins with the pages of a finished one that began alike, if any.
+  PageTable TableFor(const Request& request);
+  void KeepPrefix(Sequence& sequence);
+  // Drops cached prefixes, oldest first, until all that running sequences may yet need is free.
+  void MakeRoomForReservations();
   std::vector<PlannedSlice> Plan() const;
   std::vector<Row> RunModel(absl::Span<const PlannedSlice> plan);
   void ReadLogits(absl::Span<const Row> rows);
@@ -71,6 +77,7 @@ class EngineCore {
   const EngineObserver observer_;
   const std::unique_ptr<PagePool> pool_;
 
+  PrefixIndex prefixes_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Ended> ended_;
 

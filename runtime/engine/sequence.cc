@@ -6,13 +6,14 @@
 
 namespace whit {
 
-Sequence::Sequence(QueuedRequest queued, const Model& model, PagePool& pool,
+Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv,
                    const Tokenizer& tokenizer, absl::Time started)
     : queued_(std::move(queued)),
-      model_(model.config()),
+      model_(model),
       tokenizer_(tokenizer),
       policy_(MakePrecisionPolicy(request().kv_policy)),
-      kv_(model.NewPageTable(pool, RingOf(request().kv_policy))),
+      kv_(std::move(kv)),
+      cached_tokens_(kv_.num_tokens()),
       tokens_(std::move(queued_.request.prompt)),
       prompt_tokens_(tokens_.size()),
       sampler_(request().sampling, tokens_),
@@ -106,6 +107,7 @@ Completion Sequence::MakeCompletion(absl::Time now) const {
   Completion completion = {.reason = finish_reason_,
                            .status = status_,
                            .prompt_tokens = static_cast<int>(prompt_tokens_),
+                           .cached_tokens = cached_tokens_,
                            .completion_tokens = generated_tokens(),
                            .kv = MeasureKv(),
                            .queue_time = started_ - queued_.submitted,

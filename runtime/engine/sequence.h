@@ -31,8 +31,8 @@ namespace whit {
 // Threads: the engine's, but for ReadLogits.
 class Sequence {
  public:
-  // All references outlive it.
-  Sequence(QueuedRequest queued, const Model& model, PagePool& pool, const Tokenizer& tokenizer,
+  // All references outlive it. `kv` holds the first tokens of the prompt already, or none.
+  Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv, const Tokenizer& tokenizer,
            absl::Time started);
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
@@ -42,6 +42,12 @@ class Sequence {
   const std::shared_ptr<TokenSink>& sink() const { return queued_.sink; }
   size_t reservation_bytes() const { return queued_.reservation_bytes; }
   const PageTable& kv() const { return kv_; }
+  // The tokens that the KV cache holds.
+  absl::Span<const int32_t> tokens_in_kv() const {
+    return absl::MakeConstSpan(tokens_).first(kv_.num_tokens());
+  }
+  // After MakeCompletion: gives the pages away.
+  PageTable TakeKv() { return std::move(kv_); }
 
   // What is left to run.
   SequenceView view() const;
@@ -63,6 +69,7 @@ class Sequence {
   // No token comes after this. Once only.
   void End(FinishReason reason, absl::Status status);
   bool ended() const { return ended_; }
+  bool succeeded() const { return ended_ && status_.ok(); }
   // After End. What the pages hold now goes into it.
   Completion MakeCompletion(absl::Time now) const;
 
@@ -77,6 +84,7 @@ class Sequence {
   const Tokenizer& tokenizer_;
   const std::unique_ptr<const PrecisionPolicy> policy_;
   PageTable kv_;
+  const int cached_tokens_;  // that kv_ began with
 
   std::vector<int32_t> tokens_;  // the prompt, then what was generated
   const size_t prompt_tokens_;

@@ -93,7 +93,8 @@ class EngineCoreTest : public ::testing::Test {
   static const ModelConfig& model() { return runtime_->model->config(); }
 
   static TinyRuntime* runtime_;
-  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20};
+  // No prefix outlives its request, so that an idle pool is an empty one.
+  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20, .max_cached_prefixes = 0};
   std::unique_ptr<RequestQueue> queue_;
   std::unique_ptr<EngineCore> core_;
   int reports_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0, latencies_ = 0, completions_ = 0;

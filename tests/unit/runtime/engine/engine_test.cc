@@ -48,7 +48,8 @@ class EngineTest : public ::testing::Test {
   }
 
   static TinyRuntime* runtime_;
-  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20};
+  // No prefix outlives its request, so that an idle pool is an empty one.
+  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20, .max_cached_prefixes = 0};
 };
 TinyRuntime* EngineTest::runtime_ = nullptr;
 
