@@ -100,7 +100,12 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
       Counter("prompt_tokens_total", "Prompt tokens computed",
               static_cast<double>(snapshot.prompt_tokens_total)),
       Counter("generation_tokens_total", "Tokens generated",
-              static_cast<double>(snapshot.generated_tokens_total))};
+              static_cast<double>(snapshot.generated_tokens_total)),
+      Counter("prefix_cache_query_tokens_total",
+              "Prompt tokens that were looked up among the prefixes of finished requests",
+              static_cast<double>(snapshot.prefix_query_tokens_total)),
+      Counter("prefix_cache_hit_tokens_total", "Those that were found",
+              static_cast<double>(snapshot.prefix_hit_tokens_total))};
 }
 
 void EngineMetrics::SetModel(const ServingModel* model) {

@@ -41,7 +41,7 @@ struct EngineOptions {
   // What headroom is counted for; each request brings its own.
   // Finished requests whose pages are kept while nothing else needs them, so that a prompt that
   // begins like one of theirs need not be computed again. 0: none.
-  int max_cached_prefixes = 64;
+  int max_cached_prefixes = 0;
   PrecisionPolicySpec kv_policy{};
 };
 
