@@ -56,11 +56,7 @@ absl::StatusOr<PrecisionPolicySpec> ToPolicy(const v1::KvCacheOptions& kv_cache,
   if (kv_cache.has_floor_rung()) {
     const absl::StatusOr<Rung> floor = ParseRung(kv_cache.floor_rung());
     if (!floor.ok()) return Prefixed(floor.status(), "kv_cache.floor_rung");
-    if (*floor != Rung::kFp16) {
-      return absl::UnimplementedError(
-          absl::StrFormat("kv_cache.floor_rung is %s, but this build keeps everything at FP16",
-                          std::string(RungName(*floor))));
-    }
+    return absl::UnimplementedError("kv_cache.floor_rung: no policy of this build squeezes tokens");
   }
   if (!kv_cache.has_policy()) return default_policy;
   absl::StatusOr<PrecisionPolicySpec> policy = ParsePrecisionPolicy(kv_cache.policy());

@@ -57,7 +57,7 @@ BAD_REQUESTS = {
     "unknown policy": (with_kv_cache(policy="best"), INVALID, "best"),
     "policy of a later build": (with_kv_cache(policy="learned"), UNIMPLEMENTED, "learned"),
     "unknown rung": (with_kv_cache(floor_rung="K9V9"), INVALID, "K9V9"),
-    "floor below FP16": (with_kv_cache(floor_rung="K2V2"), UNIMPLEMENTED, "K2V2"),
+    "floor": (with_kv_cache(floor_rung="K2V2"), UNIMPLEMENTED, "floor_rung"),
     "target bits": (with_kv_cache(target_bits=4), UNIMPLEMENTED, "target_bits"),
     "target bits NaN": (with_kv_cache(target_bits=math.nan), INVALID, "target_bits is nan"),
 }

@@ -105,12 +105,11 @@ TEST(ToEngineRequestTest, LargeNumbersDoNotWrapIntoGoodOnes) {
 }
 
 TEST(ToPolicyTest, AnswersClearlyForWhatItCannotDo) {
-  const PrecisionPolicySpec fp16;
+  const PrecisionPolicySpec fp16 = *ParsePrecisionPolicy("fp16");
   v1::KvCacheOptions options;
   EXPECT_EQ(ToPolicy(options, fp16)->ToString(), "fp16");
-  options.set_policy("fp16");
-  options.set_floor_rung("FP16");
-  EXPECT_TRUE(ToPolicy(options, fp16).ok());
+  options.set_policy("static:K4V4");
+  EXPECT_EQ(ToPolicy(options, fp16)->ToString(), "static:K4V4");
 
   options.set_floor_rung("K2V2");
   EXPECT_TRUE(absl::IsUnimplemented(ToPolicy(options, fp16).status()));
