@@ -352,7 +352,10 @@ TEST(ModelTest, AnExhaustedPoolEndsASequenceNotTheProcess) {
     const auto policy = MakePrecisionPolicy(spec);
     PageTable table = fixture.model->NewPageTable(*fixture.pool, RingOf(spec));
     const std::vector<int32_t> tokens = RandomTokens(300, 7);
-    (void)fixture.model->Forward({{.tokens = tokens, .kv = &table, .policy = policy.get()}});
+    for (int first : {0, 300, 600, 900}) {
+      (void)fixture.model->Forward(
+          {{.tokens = tokens, .first_position = first, .kv = &table, .policy = policy.get()}});
+    }
     EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
   }
   EXPECT_EQ(fixture.pool->stats().used_bytes, 0);
