@@ -10,9 +10,6 @@
 namespace whit {
 namespace {
 
-// Messages name fields, values and bounds; a value that is absurdly long is cut.
-constexpr size_t kMaxErrorBytes = 300;
-
 bool IsDefect(const absl::Status& status) {
   return absl::IsInternal(status) || absl::IsUnknown(status);
 }
@@ -49,7 +46,7 @@ grpc::Status CallLog::Finish(const absl::Status& status, std::string_view reason
   fields.push_back({"duration_s", absl::ToDoubleSeconds(absl::Now() - start_)});
   fields.push_back({"peer", peer_});
   if (!status.ok()) {
-    fields.push_back({"error", std::string(status.message()).substr(0, kMaxErrorBytes)});
+    fields.push_back({"error", ShortMessage(status)});
   }
   logger_.Log(IsDefect(status) ? LogLevel::kError : level_, "request", fields);
 

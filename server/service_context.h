@@ -25,10 +25,10 @@ struct ServiceContext {
   Metrics& metrics;
   ActiveCalls& active_calls;
   // Long texts are tokenized here.
-  WorkQueue tokenizing{};
+  WorkQueue tokenizing{"whit-tokenize"};
   // Tokens go from the engine to the streams here, so that no socket is written on the engine's
   // thread.
-  WorkQueue delivering{};
+  WorkQueue delivering{"whit-deliver"};
   // Null until the model is loaded; what it points to stays until the gRPC server is gone.
   std::atomic<const ServingModel*> model{nullptr};
 };

@@ -11,13 +11,25 @@ namespace {
 constexpr int kMinPushbackMs = 750;
 constexpr int kMaxPushbackMs = 1250;
 
+constexpr size_t kMaxMessageBytes = 500;
+
 }  // namespace
+
+std::string ShortMessage(const absl::Status& status) {
+  std::string message(status.message());
+  if (message.size() <= kMaxMessageBytes) return message;
+  // What is left of a character that is cut goes too.
+  size_t end = kMaxMessageBytes;
+  while (end > 0 && (message[end] & 0xC0) == 0x80) --end;
+  message.resize(end);
+  return message + "…";
+}
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   const absl::StatusCode code =
       status.code() == absl::StatusCode::kUnknown ? absl::StatusCode::kInternal : status.code();
-  return grpc::Status(static_cast<grpc::StatusCode>(code), std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(code), ShortMessage(status));
 }
 
 std::string RejectionReasonFor(const absl::Status& status) {

@@ -13,7 +13,12 @@
 
 namespace whit {
 
-// The codes of both are the same numbers. UNKNOWN, which nothing here means to return, is INTERNAL.
+// The start of a message if it is very long: those that name a bad value hold the whole of it, and
+// gRPC sends a message as a header, of which it takes a few kilobytes.
+std::string ShortMessage(const absl::Status& status);
+
+// The codes of both are the same numbers; the message is the short one. UNKNOWN, which nothing here
+// means to return, is INTERNAL.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // Why a request was turned away before it got a place: a label in metrics, a field of the log, and

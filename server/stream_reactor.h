@@ -22,6 +22,8 @@ namespace whit {
 //
 // At most one write is under way. What the engine makes meanwhile waits, coalesced, in the call's
 // sink, so a slow client holds up neither the engine nor other clients.
+//
+// Threads: OnReady comes on the delivery thread, the overridden methods on gRPC's.
 class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   StreamReactor(ServiceContext& context, grpc::CallbackServerContext* rpc);

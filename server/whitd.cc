@@ -138,6 +138,7 @@ int main(int argc, char** argv) {
     std::fputs(command_line.text.c_str(), is_error ? stderr : stdout);
     return command_line.exit_status;
   }
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go
   const whit::Logger logger(command_line.options->log_level, command_line.options->log_format);
   whit::AdoptLibraryLogs(nullptr);
   whit::Metrics metrics;

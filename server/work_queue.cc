@@ -1,10 +1,14 @@
 #include "server/work_queue.h"
 
+#include <pthread.h>
+
 #include <utility>
 
 namespace whit {
 
-WorkQueue::WorkQueue() : thread_([this] { Run(); }) {}
+WorkQueue::WorkQueue(const char* name) : thread_([this] { Run(); }) {
+  pthread_setname_np(thread_.native_handle(), name);
+}
 
 WorkQueue::~WorkQueue() {
   {

@@ -17,7 +17,8 @@ class WorkQueue {
  public:
   using Work = absl::AnyInvocable<void()>;
 
-  WorkQueue();
+  // `name` is the thread's, for tools that list threads; at most 15 characters.
+  explicit WorkQueue(const char* name);
   ~WorkQueue();
   WorkQueue(const WorkQueue&) = delete;
   WorkQueue& operator=(const WorkQueue&) = delete;

@@ -54,6 +54,8 @@ BAD_REQUESTS = {
     "logprobs 2^32 - 1": (request("hi", logprobs=2**32 - 1), INVALID, "4294967295"),
     "long request id": (request("hi", request_id="x" * 129), INVALID, "request_id"),
     "request id with a line break": (request("hi", request_id="a\nb"), INVALID, "request_id"),
+    "absurdly long policy": (with_kv_cache(policy="x" * 1_000_000), INVALID, "kv_cache.policy"),
+    "absurdly long role": (request([("x" * 1_000_000, "hi")]), INVALID, "prompt.chat"),
     "unknown policy": (with_kv_cache(policy="best"), INVALID, "best"),
     "policy of a later build": (with_kv_cache(policy="learned"), UNIMPLEMENTED, "learned"),
     "unknown rung": (with_kv_cache(floor_rung="K9V9"), INVALID, "K9V9"),

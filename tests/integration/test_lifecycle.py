@@ -156,13 +156,9 @@ def test_a_thousand_streams_cancelled_at_random_leave_nothing_behind(start, tiny
             def one(_):
                 call = stub.GenerateStream(request(rng.choice(prompts), max_new_tokens=400,
                                                    ignore_eos=True))
-                try:
-                    for _ in range(rng.choice([0, 0, 1, 3, 10])):
-                        next(call)
-                except grpc.RpcError as error:
-                    assert error.code() == grpc.StatusCode.OK, error
-                finally:
-                    call.cancel()
+                for _ in range(rng.choice([0, 0, 1, 3, 10])):
+                    next(call)
+                call.cancel()
 
             with concurrent.futures.ThreadPoolExecutor(32) as pool:
                 list(pool.map(one, range(streams)))

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/engine/admission.h"
+#include "runtime/text/utf8.h"
 
 namespace whit {
 namespace {
@@ -26,6 +27,17 @@ TEST(ToGrpcStatusTest, KeepsCodeAndMessage) {
 
 TEST(ToGrpcStatusTest, WhatNobodyMeansToReturnIsADefect) {
   EXPECT_EQ(ToGrpcStatus(absl::UnknownError("")).error_code(), grpc::StatusCode::INTERNAL);
+}
+
+TEST(ToGrpcStatusTest, CutsWhatIsTooLongForAHeader) {
+  const grpc::Status status = ToGrpcStatus(absl::InvalidArgumentError(std::string(10'000, 'x')));
+  EXPECT_EQ(status.error_message(), std::string(500, 'x') + "…");
+  // Between characters.
+  std::string euros = "x";
+  while (euros.size() < 600) euros += "€";
+  const std::string cut = ShortMessage(absl::InvalidArgumentError(euros));
+  EXPECT_EQ(FindInvalidUtf8(cut), std::string_view::npos);
+  EXPECT_EQ(cut.size(), 499 + std::string("…").size());
 }
 
 TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {

@@ -15,7 +15,7 @@ using ::testing::ElementsAre;
 TEST(WorkQueueTest, RunsInOrderAndFinishesBeforeItGoes) {
   std::vector<int> ran;
   {
-    WorkQueue queue;
+    WorkQueue queue("test");
     for (int i = 0; i < 4; ++i) queue.Post([&ran, i] { ran.push_back(i); });
   }
   EXPECT_THAT(ran, ElementsAre(0, 1, 2, 3));
@@ -25,7 +25,7 @@ TEST(WorkQueueTest, TryPostRefusesWhenTooMuchWaits) {
   absl::Notification started, go_on;
   int ran = 0;
   {
-    WorkQueue queue;
+    WorkQueue queue("test");
     queue.Post([&] {
       started.Notify();
       go_on.WaitForNotification();
@@ -42,7 +42,7 @@ TEST(WorkQueueTest, TryPostRefusesWhenTooMuchWaits) {
 TEST(WorkQueueTest, TakesWorkThatOnlyMoves) {
   int value = 0;
   {
-    WorkQueue queue;
+    WorkQueue queue("test");
     queue.Post([&value, held = std::make_unique<int>(7)] { value = *held; });
   }
   EXPECT_EQ(value, 7);
