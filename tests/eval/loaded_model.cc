@@ -41,7 +41,7 @@ absl::StatusOr<std::vector<float>> ReadKeyMeans(const std::string& path,
 absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& key_means,
                                       int num_threads) {
   const absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
-  if (!file.ok()) return Annotate(file.status(), path);
+  if (!file.ok()) return file.status();  // names the file
   LoadedModel loaded;
   loaded.threads = std::make_unique<ThreadPool>(num_threads);
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, *loaded.threads);

@@ -34,6 +34,7 @@ void CatchInterrupt() {
   action.sa_handler = OnInterrupt;
   action.sa_flags = SA_RESTART | SA_RESETHAND;
   sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
 }
 
 bool Interrupted() { return interrupted != 0; }

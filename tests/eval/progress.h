@@ -8,8 +8,8 @@
 
 namespace whit::eval {
 
-// Lets Ctrl-C end the measurement under way instead of the process, which then reports what it has.
-// A second Ctrl-C ends the process.
+// Lets Ctrl-C or SIGTERM end the measurement under way instead of the process, which then reports
+// what it has. A second one ends the process.
 void CatchInterrupt();
 bool Interrupted();
 

@@ -114,7 +114,7 @@ CLI::App& AddKld(CLI::App& app, Options& options) {
       ->capture_default_str();
   mode.add_option("--tokens", options.tokens,
                   "Tokens to run at each context, in chunks spread evenly over the texts")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   return mode;
 }
