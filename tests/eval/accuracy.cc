@@ -222,7 +222,7 @@ std::string PlotAccuracy(absl::Span<const AccuracyResult> results) {
                                        ? "accuracy by likelihood per byte (%)"
                                        : "accuracy (%)"});
     }
-    if (result.arm.policy == nullptr) {
+    if (IsReference(result.arm)) {
       panels.back().reference = 100 * accuracy.share;
       panels.back().reference_label = absl::StrFormat("FP16: %.1f", 100 * accuracy.share);
       continue;

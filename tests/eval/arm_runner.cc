@@ -1,8 +1,6 @@
 #include "tests/eval/arm_runner.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -28,12 +26,6 @@ bool HasTarget(absl::Span<const int32_t> targets) {
 
 }  // namespace
 
-double KvFootprint::packed_bits() const {
-  if (!decides_) return 16;
-  if (decided_elements_ == 0) return std::numeric_limits<double>::quiet_NaN();
-  return 8 * decided_bytes_ / decided_elements_;
-}
-
 void KvFootprint::AddStep(const PageTable& table, int tokens_of_step, const Shape& shape) {
   const PageTable::Usage usage = table.usage();
   const double elements = 2.0 * shape.lists * shape.head_dim * table.num_tokens();
@@ -51,8 +43,7 @@ void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& sh
     decided[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
     tokens_by_rung_[i] += decided[i];
   }
-  decides_ = arm.policy != nullptr;
-  const int settled = decides_ ? SettledTokens(arm.ring, tokens) : 0;
+  const int settled = SettledTokens(arm.ring, tokens);
   if (settled <= kTileTokens) return;  // the first page has the sink and is not decided
   decided[static_cast<size_t>(arm.ring.sink_rung)] -= kTileTokens;
   decided[static_cast<size_t>(arm.ring.rung)] -= tokens - settled;

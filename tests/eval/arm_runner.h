@@ -41,9 +41,8 @@ class KvFootprint {
   double true_bits() const { return 8 * end_bytes_ / end_elements_; }
   // Over the whole run (byte-seconds over element-seconds, a token counting as a second):
   double true_bits_time_averaged() const { return 8 * byte_steps_ / element_steps_; }
-  // Codes and scales of decided tokens alone, when sequences ended; 16 for an arm that decides
-  // nothing, NaN if no token was decided yet.
-  double packed_bits() const;
+  // Codes and scales of decided tokens alone, when sequences ended; NaN if none was decided yet.
+  double packed_bits() const { return 8 * decided_bytes_ / decided_elements_; }
   // When sequences ended, in tokens: those of a (layer, KV head), averaged over all of these.
   double tokens_at(Rung rung) const { return tokens_by_rung_[static_cast<size_t>(rung)]; }
 
@@ -59,7 +58,6 @@ class KvFootprint {
   double byte_steps_ = 0, element_steps_ = 0;
   double end_bytes_ = 0, end_elements_ = 0;
   double decided_bytes_ = 0, decided_elements_ = 0;
-  bool decides_ = false;
   std::array<double, kNumRungs> tokens_by_rung_{};
 };
 

@@ -61,9 +61,10 @@ absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overr
   const absl::StatusOr<PrecisionPolicySpec> spec = ParsePrecisionPolicy(halves.first);
   if (!spec.ok()) return Invalid(name, std::string(spec.status().message()));
   Arm arm = {.name = spec->ToString(), .ring = RingOf(*spec), .policy = MakePrecisionPolicy(*spec)};
-  if (arm.policy != nullptr) Apply(overrides, arm.ring);
+  const bool reference = IsReference(arm);
+  if (!reference) Apply(overrides, arm.ring);
   if (name.find('@') != name.npos) {
-    if (arm.policy == nullptr) return Invalid(name, "nothing leaves its ring; it takes no size");
+    if (reference) return Invalid(name, "all its tokens are alike; it takes no ring");
     const absl::StatusOr<RingOverrides> own = ParseRing(halves.second);
     if (!own.ok()) return Invalid(name, std::string(own.status().message()));
     Apply(*own, arm.ring);
@@ -71,7 +72,7 @@ absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overr
   }
   // Tokens leave the ring by whole pages. Only at multiples of a page does the ring look the same
   // to a slice of 16 tokens as to 16 single ones.
-  if (arm.policy != nullptr && (arm.ring.tokens < 0 || arm.ring.tokens % kTileTokens != 0)) {
+  if (arm.ring.tokens < 0 || arm.ring.tokens % kTileTokens != 0) {
     return Invalid(
         name, absl::StrCat("the ring has ", arm.ring.tokens, " tokens; it must be a multiple of ",
                            kTileTokens, ", at least 0"));
@@ -85,6 +86,8 @@ Arm ReferenceArm() {
   const PrecisionPolicySpec fp16;
   return {.name = fp16.ToString(), .ring = RingOf(fp16), .policy = MakePrecisionPolicy(fp16)};
 }
+
+bool IsReference(const Arm& arm) { return arm.name == PrecisionPolicySpec().ToString(); }
 
 absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides) {
   std::vector<Arm> arms = {ReferenceArm()};

@@ -27,12 +27,13 @@ namespace whit::eval {
 struct Arm {
   std::string name;
   RecentRing ring;
-  std::shared_ptr<const PrecisionPolicy> policy;  // null: nothing leaves the ring
+  std::shared_ptr<const PrecisionPolicy> policy;
   ActivationBits activation_bits = ActivationBits::k16;
 };
 
-// The arm that all others are compared with.
+// The arm that all others are compared with: FP16 keys and values.
 Arm ReferenceArm();
+bool IsReference(const Arm& arm);
 
 // What to change of the rings that the policies come with.
 struct RingOverrides {

@@ -23,7 +23,7 @@ TEST(ParseArmsTest, PutsTheReferenceFirstAndKeepsOneOfEach) {
               ElementsAre("fp16", "static:K4V4", "static:K2V2"));
   EXPECT_THAT(Names(*ParseArms("", {})), ElementsAre("fp16"));
   const Arm reference = ParseArms("", {})->front();
-  EXPECT_EQ(reference.policy, nullptr);
+  EXPECT_TRUE(IsReference(reference));
   EXPECT_EQ(reference.ring.rung, Rung::kFp16);
   EXPECT_EQ(reference.activation_bits, ActivationBits::k16);
 }
@@ -36,7 +36,7 @@ TEST(ParseArmsTest, KeepsAMixTogether) {
 TEST(ParseArmsTest, TakesRingsForOneArmAndForAll) {
   const std::vector<Arm> arms = *ParseArms("static:K4V4,static:K4V4@64:FP16:K8V8,static:K2V2@0",
                                            {.tokens = 128, .rung = Rung::kK4V4});
-  EXPECT_EQ(arms[0].ring.tokens, RecentRing::kUnlimited);
+  EXPECT_EQ(arms[0].ring.rung, Rung::kFp16);
   EXPECT_EQ(arms[1].ring.tokens, 128);
   EXPECT_EQ(arms[1].ring.rung, Rung::kK4V4);
   EXPECT_EQ(arms[2].ring.tokens, 64);
@@ -58,7 +58,7 @@ TEST(ParseArmsTest, SaysWhatIsWrong) {
   EXPECT_THAT(error("static:K4V4@16:K9V9"), HasSubstr("K9V9"));
   EXPECT_THAT(error("static:K4V4@20"), HasSubstr("20 tokens; it must be a multiple of 16"));
   EXPECT_THAT(error("static:K4V4@-16"), HasSubstr("-16 tokens"));
-  EXPECT_THAT(error("fp16@32"), HasSubstr("takes no size"));
+  EXPECT_THAT(error("fp16@32"), HasSubstr("takes no ring"));
 }
 
 TEST(LabelOfTest, NamesTheFamilyAndTheBudget) {

@@ -219,7 +219,7 @@ std::string PlotKld(absl::Span<const KldResult> results) {
                         .y_label = "KL divergence from FP16 (nats)",
                         .log_y = true});
     }
-    if (result.arm.policy == nullptr) continue;  // the reference: 0, which has no logarithm
+    if (IsReference(result.arm)) continue;  // 0, which has no logarithm
     const ArmLabel label = LabelOf(result.arm);
     panels.back().points.push_back({.series = label.family,
                                     .label = label.label,

@@ -80,17 +80,15 @@ ResultObject DescribeArm(const Arm& arm, const KvFootprint& footprint) {
       tokens_by_rung[std::string(RungName(rung))] = footprint.tokens_at(rung);
     }
   }
-  ResultObject object = {{"arm", arm.name},
-                         {"true_bits", footprint.true_bits()},
-                         {"true_bits_time_averaged", footprint.true_bits_time_averaged()},
-                         {"packed_bits", footprint.packed_bits()},
-                         {"tokens_by_rung", tokens_by_rung}};
-  if (arm.policy != nullptr) {
-    object["ring"] = {{"tokens", arm.ring.tokens},
-                      {"rung", std::string(RungName(arm.ring.rung))},
-                      {"sink_rung", std::string(RungName(arm.ring.sink_rung))}};
-  }
-  return object;
+  return {{"arm", arm.name},
+          {"true_bits", footprint.true_bits()},
+          {"true_bits_time_averaged", footprint.true_bits_time_averaged()},
+          {"packed_bits", footprint.packed_bits()},
+          {"tokens_by_rung", tokens_by_rung},
+          {"ring",
+           {{"tokens", arm.ring.tokens},
+            {"rung", std::string(RungName(arm.ring.rung))},
+            {"sink_rung", std::string(RungName(arm.ring.sink_rung))}}}};
 }
 
 ResultObject ToJson(const Interval& interval) { return {interval.low, interval.high}; }

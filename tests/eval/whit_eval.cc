@@ -24,6 +24,8 @@ namespace whit::eval {
 namespace {
 
 constexpr int kMinContext = 32;
+// A run that is interrupted has then finished some sequences, rather than begun all.
+constexpr int kDefaultMaxBatch = 8;
 
 constexpr char kDescription[] =
     "whit-eval: what a precision of the KV cache costs in quality.\n"
@@ -69,7 +71,7 @@ void AddCommon(CLI::App& mode, CommonOptions& options) {
       ->capture_default_str();
   mode.add_option(
           "--batch", options.batch,
-          "Sequences at once; changes speed and memory, not results. 0: as many as fit 4 GB")
+          "Sequences at once; changes speed and memory, not results. 0: up to 8, as fit 4 GB")
       ->check(CLI::Range(0, ArmRunner::kMaxBatch))
       ->capture_default_str();
   mode.add_option("--json", options.json,
@@ -237,7 +239,7 @@ absl::Status Save(const CommonOptions& options, const std::string& model,
 
 int BatchFor(const Options& options, const LoadedModel& loaded, size_t arms, int tokens) {
   if (options.common.batch > 0) return options.common.batch;
-  return ArmRunner::DefaultBatch(loaded.model->config(), arms, tokens);
+  return std::min(ArmRunner::DefaultBatch(loaded.model->config(), arms, tokens), kDefaultMaxBatch);
 }
 
 absl::Status RunKld(const Options& options, const LoadedModel& loaded,
@@ -245,10 +247,10 @@ absl::Status RunKld(const Options& options, const LoadedModel& loaded,
   const auto texts = TokenizeFiles(options.texts, *loaded.tokenizer);
   if (!texts.ok()) return texts.status();
   const int longest = *std::max_element(options.contexts.begin(), options.contexts.end());
-  const auto results = MeasureKld(loaded, arms, *texts,
-                                  {.contexts = options.contexts,
-                                   .tokens = options.tokens,
-                                   .batch = BatchFor(options, loaded, arms.size(), longest)});
+  const int batch = BatchFor(options, loaded, arms.size(), longest);
+  const auto results =
+      MeasureKld(loaded, arms, *texts,
+                 {.contexts = options.contexts, .tokens = options.tokens, .batch = batch});
   if (!results.ok()) return results.status();
   return Save(options.common, loaded.model->config().name, *results, PlotKld(*results));
 }
