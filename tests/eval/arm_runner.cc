@@ -1,0 +1,165 @@
+#include "tests/eval/arm_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace whit::eval {
+namespace {
+
+// Tokens of a (layer, KV head) that have left the ring when `tokens` have passed: whole pages.
+int SettledTokens(const RecentRing& ring, int tokens) {
+  return std::max(0, (tokens - ring.tokens) / kTileTokens * kTileTokens);
+}
+
+double BytesPerToken(Rung rung, int head_dim) {
+  return static_cast<double>(PageBytes(rung, head_dim)) / kTileTokens;
+}
+
+constexpr double kMemoryAtOnce = 4e9;
+
+bool HasTarget(absl::Span<const int32_t> targets) {
+  return std::any_of(targets.begin(), targets.end(),
+                     [](int32_t target) { return target != Sequence::kNotScored; });
+}
+
+}  // namespace
+
+void KvFootprint::AddStep(const PageTable& table, int tokens_of_step, const Shape& shape) {
+  const PageTable::Usage usage = table.usage();
+  const double elements = 2.0 * shape.lists * shape.head_dim * table.num_tokens();
+  byte_steps_ += tokens_of_step * static_cast<double>(usage.page_bytes + usage.metadata_bytes);
+  element_steps_ += tokens_of_step * elements;
+}
+
+void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& shape) {
+  const PageTable::Usage usage = table.usage();
+  const int tokens = table.num_tokens();
+  end_bytes_ += static_cast<double>(usage.page_bytes + usage.metadata_bytes);
+  end_elements_ += 2.0 * shape.lists * shape.head_dim * tokens;
+  std::array<double, kNumRungs> decided{};
+  for (int i = 0; i < kNumRungs; ++i) {
+    decided[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
+    tokens_by_rung_[i] += decided[i];
+  }
+  const int settled = SettledTokens(arm.ring, tokens);
+  if (settled <= kTileTokens) return;  // the first page has the sink and is not decided
+  decided[static_cast<size_t>(arm.ring.sink_rung)] -= kTileTokens;
+  decided[static_cast<size_t>(arm.ring.rung)] -= tokens - settled;
+  for (int i = 0; i < kNumRungs; ++i) {
+    decided_bytes_ += decided[i] * BytesPerToken(static_cast<Rung>(i), shape.head_dim);
+  }
+  decided_elements_ += 2.0 * shape.head_dim * (settled - kTileTokens);
+}
+
+int ArmRunner::DefaultBatch(const ModelConfig& config, size_t num_arms, int tokens) {
+  const double bytes = static_cast<double>(num_arms) * tokens *
+                       static_cast<double>(config.kv_elements_per_token() * sizeof(uint16_t));
+  return std::clamp(static_cast<int>(kMemoryAtOnce / bytes), 1, kMaxBatch);
+}
+
+ArmRunner::ArmRunner(Model& model, std::vector<Arm> arms)
+    : model_(model),
+      arms_(std::move(arms)),
+      shape_({.lists = model.config().num_layers * model.config().num_kv_heads,
+              .head_dim = model.config().head_dim}),
+      footprints_(arms_.size()) {}
+
+absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, RowsFn on_rows,
+                            StepFn on_step) {
+  batch = std::clamp(batch, 1, kMaxBatch);
+  absl::StatusOr<std::unique_ptr<PagePool>> pool = MakePool(sequences, batch);
+  if (!pool.ok()) return pool.status();
+  std::vector<Active> active;
+  size_t started = 0;
+  int64_t tokens_done = 0;
+  bool go_on = true;
+  while (go_on && (started < sequences.size() || !active.empty())) {
+    while (static_cast<int>(active.size()) < batch && started < sequences.size()) {
+      Active& fresh = active.emplace_back();
+      fresh.sequence = static_cast<int>(started++);
+      for (const Arm& arm : arms_) fresh.table.push_back(model_.NewPageTable(**pool, arm.ring));
+    }
+    if (absl::Status status = RunSlice(sequences, active, on_rows); !status.ok()) return status;
+    for (Active& one : active) tokens_done += one.next - std::exchange(one.position, one.next);
+    const auto ended = std::stable_partition(active.begin(), active.end(), [&](const Active& one) {
+      return one.position < static_cast<int>(sequences[one.sequence].tokens.size());
+    });
+    std::for_each(ended, active.end(), [&](const Active& one) { AddEnd(one); });
+    active.erase(ended, active.end());
+    go_on = on_step(tokens_done);
+  }
+  for (const Active& one : active) AddEnd(one);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<PagePool>> ArmRunner::MakePool(absl::Span<const Sequence> sequences,
+                                                              int batch) const {
+  size_t longest = 0;
+  for (const Sequence& sequence : sequences) longest = std::max(longest, sequence.tokens.size());
+  // Whole pages, and of every rung one that is part-filled, at the largest rung's size; memory that
+  // is not used is not taken from the system.
+  const size_t pages = (longest + kTileTokens - 1) / kTileTokens + kNumRungs;
+  const size_t bytes = pages * PageBytes(Rung::kFp16, shape_.head_dim) * shape_.lists;
+  const size_t sequences_held = batch * arms_.size();
+  return PagePool::Create(
+      {.capacity_bytes = bytes * sequences_held + kNumRungs * PagePool::kSlabBytes,
+       .head_dim = shape_.head_dim});
+}
+
+absl::Status ArmRunner::RunSlice(absl::Span<const Sequence> sequences, std::vector<Active>& active,
+                                 RowsFn on_rows) {
+  for (Active& one : active) {
+    const auto size = static_cast<int>(sequences[one.sequence].tokens.size());
+    one.next = std::min(size, (one.position / kSliceTokens + 1) * kSliceTokens);
+  }
+  for (size_t arm = 0; arm < arms_.size(); ++arm) {
+    absl::Status status = RunArm(static_cast<int>(arm), sequences, active, on_rows);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
+                               std::vector<Active>& active, RowsFn on_rows) {
+  std::vector<ForwardSlice> slices;
+  for (Active& one : active) {
+    const Sequence& sequence = sequences[one.sequence];
+    const size_t first = one.position, count = one.next - one.position;
+    const bool scored = HasTarget(absl::MakeConstSpan(sequence.targets).subspan(first, count));
+    slices.push_back({.tokens = absl::MakeConstSpan(sequence.tokens).subspan(first, count),
+                      .first_position = one.position,
+                      .kv = &one.table[arm],
+                      .policy = arms_[arm].policy.get(),
+                      .activation_bits = arms_[arm].activation_bits,
+                      .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
+  }
+  const float* logits = model_.Forward(slices).data();
+
+  std::vector<ScoredRow> rows;
+  for (size_t i = 0; i < active.size(); ++i) {
+    const Active& one = active[i];
+    if (!one.table[arm].status().ok()) return one.table[arm].status();
+    footprints_[arm].AddStep(one.table[arm], one.next - one.position, shape_);
+    if (slices[i].logits == ForwardSlice::Logits::kNone) continue;
+    for (int position = one.position; position < one.next; ++position) {
+      const int32_t target = sequences[one.sequence].targets[position];
+      if (target != Sequence::kNotScored) {
+        rows.push_back(
+            {.sequence = one.sequence, .position = position, .target = target, .logits = logits});
+      }
+      logits += model_.config().vocab_size;
+    }
+  }
+  on_rows(arm, rows);
+  return absl::OkStatus();
+}
+
+void ArmRunner::AddEnd(const Active& active) {
+  for (size_t arm = 0; arm < arms_.size(); ++arm) {
+    footprints_[arm].AddEnd(active.table[arm], arms_[arm], shape_);
+  }
+}
+
+}  // namespace whit::eval

@@ -1,0 +1,112 @@
+#include "tests/eval/arms.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace whit::eval {
+namespace {
+
+absl::Status Invalid(std::string_view arm, std::string_view why) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("arm '", std::string(arm), "': ", std::string(why)));
+}
+
+// Splits at the commas between arms, not at those within a random mix: what follows the latter is
+// RUNG=WEIGHT, which begins no arm.
+std::vector<std::string> SplitList(std::string_view list) {
+  std::vector<std::string> names;
+  const std::vector<std::string> parts = absl::StrSplit(std::string(list), ',', absl::SkipEmpty());
+  for (const std::string& part : parts) {
+    const bool continues = part.find('=') != part.npos && part.find(':') > part.find('=');
+    if (continues && !names.empty()) {
+      absl::StrAppend(&names.back(), ",", part);
+    } else {
+      names.push_back(part);
+    }
+  }
+  return names;
+}
+
+// TOKENS[:RUNG[:SINK_RUNG]]
+absl::StatusOr<RingOverrides> ParseRing(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  RingOverrides ring;
+  int tokens;
+  if (parts.size() > 3 || !absl::SimpleAtoi(parts[0], &tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'@", text, "' is no ring; write @TOKENS[:RUNG[:SINK_RUNG]]"));
+  }
+  ring.tokens = tokens;
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const absl::StatusOr<Rung> rung = ParseRung(parts[i]);
+    if (!rung.ok()) return rung.status();
+    (i == 1 ? ring.rung : ring.sink_rung) = *rung;
+  }
+  return ring;
+}
+
+void Apply(const RingOverrides& overrides, RecentRing& ring) {
+  ring.tokens = overrides.tokens.value_or(ring.tokens);
+  ring.rung = overrides.rung.value_or(ring.rung);
+  ring.sink_rung = overrides.sink_rung.value_or(ring.sink_rung);
+}
+
+absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overrides) {
+  const std::pair<std::string, std::string> halves = absl::StrSplit(name, absl::MaxSplits('@', 1));
+  const absl::StatusOr<PrecisionPolicySpec> spec = ParsePrecisionPolicy(halves.first);
+  if (!spec.ok()) return Invalid(name, std::string(spec.status().message()));
+  Arm arm = {.name = spec->ToString(), .ring = RingOf(*spec), .policy = MakePrecisionPolicy(*spec)};
+  const bool reference = IsReference(arm);
+  if (!reference) Apply(overrides, arm.ring);
+  if (name.find('@') != name.npos) {
+    if (reference) return Invalid(name, "all its tokens are alike; it takes no ring");
+    const absl::StatusOr<RingOverrides> own = ParseRing(halves.second);
+    if (!own.ok()) return Invalid(name, std::string(own.status().message()));
+    Apply(*own, arm.ring);
+    absl::StrAppend(&arm.name, "@", halves.second);
+  }
+  // Tokens leave the ring by whole pages. Only at multiples of a page does the ring look the same
+  // to a slice of 16 tokens as to 16 single ones.
+  if (arm.ring.tokens < 0 || arm.ring.tokens % kTileTokens != 0) {
+    return Invalid(
+        name, absl::StrCat("the ring has ", arm.ring.tokens, " tokens; it must be a multiple of ",
+                           kTileTokens, ", at least 0"));
+  }
+  return arm;
+}
+
+}  // namespace
+
+Arm ReferenceArm() {
+  const PrecisionPolicySpec fp16;
+  return {.name = fp16.ToString(), .ring = RingOf(fp16), .policy = MakePrecisionPolicy(fp16)};
+}
+
+bool IsReference(const Arm& arm) { return arm.name == PrecisionPolicySpec().ToString(); }
+
+absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides) {
+  std::vector<Arm> arms = {ReferenceArm()};
+  for (const std::string& name : SplitList(list)) {
+    absl::StatusOr<Arm> arm = ParseArm(name, overrides);
+    if (!arm.ok()) return arm.status();
+    const bool known = std::any_of(arms.begin(), arms.end(),
+                                   [&](const Arm& other) { return other.name == arm->name; });
+    if (!known) arms.push_back(*std::move(arm));
+  }
+  return arms;
+}
+
+ArmLabel LabelOf(const Arm& arm) {
+  const size_t ring = std::min(arm.name.find('@'), arm.name.size());
+  const std::string policy = arm.name.substr(0, ring);
+  const size_t colon = policy.find(':');
+  return {.family = policy.substr(0, colon) + arm.name.substr(ring),
+          .label = colon == policy.npos ? policy : policy.substr(colon + 1)};
+}
+
+}  // namespace whit::eval

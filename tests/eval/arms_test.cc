@@ -1,0 +1,72 @@
+#include "tests/eval/arms.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace whit::eval {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::vector<std::string> Names(const std::vector<Arm>& arms) {
+  std::vector<std::string> names;
+  for (const Arm& arm : arms) names.push_back(arm.name);
+  return names;
+}
+
+TEST(ParseArmsTest, PutsTheReferenceFirstAndKeepsOneOfEach) {
+  EXPECT_THAT(Names(*ParseArms("static:K4V4,fp16,static:K2V2,static:K4V4", {})),
+              ElementsAre("fp16", "static:K4V4", "static:K2V2"));
+  EXPECT_THAT(Names(*ParseArms("", {})), ElementsAre("fp16"));
+  const Arm reference = ParseArms("", {})->front();
+  EXPECT_TRUE(IsReference(reference));
+  EXPECT_EQ(reference.ring.rung, Rung::kFp16);
+  EXPECT_EQ(reference.activation_bits, ActivationBits::k16);
+}
+
+TEST(ParseArmsTest, KeepsAMixTogether) {
+  EXPECT_THAT(Names(*ParseArms("random:K2V2=1,K4V4=3,static:K8V8,random:K4V2=1@64", {})),
+              ElementsAre("fp16", "random:K2V2=1,K4V4=3", "static:K8V8", "random:K4V2=1@64"));
+}
+
+TEST(ParseArmsTest, TakesRingsForOneArmAndForAll) {
+  const std::vector<Arm> arms = *ParseArms("static:K4V4,static:K4V4@64:FP16:K8V8,static:K2V2@0",
+                                           {.tokens = 128, .rung = Rung::kK4V4});
+  EXPECT_EQ(arms[0].ring.rung, Rung::kFp16);
+  EXPECT_EQ(arms[1].ring.tokens, 128);
+  EXPECT_EQ(arms[1].ring.rung, Rung::kK4V4);
+  EXPECT_EQ(arms[2].ring.tokens, 64);
+  EXPECT_EQ(arms[2].ring.rung, Rung::kFp16);
+  EXPECT_EQ(arms[2].ring.sink_rung, Rung::kK8V8);
+  EXPECT_EQ(arms[3].ring.tokens, 0);
+  EXPECT_EQ(arms[3].ring.rung, Rung::kK4V4);
+}
+
+TEST(ParseArmsTest, SaysWhatIsWrong) {
+  const auto error = [](const char* list) {
+    return std::string(ParseArms(list, {}).status().message());
+  };
+  EXPECT_THAT(error("static:K4V4,dynamic"), HasSubstr("arm 'dynamic'"));
+  EXPECT_THAT(error("static:K3V3"), HasSubstr("the rungs are"));
+  EXPECT_THAT(error("static:K4V4@"), HasSubstr("'@' is no ring"));
+  EXPECT_THAT(error("static:K4V4@x"), HasSubstr("'@x' is no ring"));
+  EXPECT_THAT(error("static:K4V4@16:K8V8:FP16:FP16"), HasSubstr("is no ring"));
+  EXPECT_THAT(error("static:K4V4@16:K9V9"), HasSubstr("K9V9"));
+  EXPECT_THAT(error("static:K4V4@20"), HasSubstr("20 tokens; it must be a multiple of 16"));
+  EXPECT_THAT(error("static:K4V4@-16"), HasSubstr("-16 tokens"));
+  EXPECT_THAT(error("fp16@32"), HasSubstr("takes no ring"));
+}
+
+TEST(LabelOfTest, NamesTheFamilyAndTheBudget) {
+  const std::vector<Arm> arms = *ParseArms("static:K4V4@64", {});
+  EXPECT_EQ(LabelOf(arms[1]).family, "static@64");
+  EXPECT_EQ(LabelOf(arms[1]).label, "K4V4");
+  EXPECT_EQ(LabelOf(arms[0]).label, "fp16");
+}
+
+}  // namespace
+}  // namespace whit::eval

@@ -1,0 +1,35 @@
+// A model with what is needed to run texts through it.
+#ifndef WHIT_TESTS_EVAL_LOADED_MODEL_H_
+#define WHIT_TESTS_EVAL_LOADED_MODEL_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/model/model.h"
+#include "runtime/ops/thread_pool.h"
+#include "runtime/text/tokenizer.h"
+
+namespace whit::eval {
+
+struct LoadedModel {
+  std::unique_ptr<ThreadPool> threads;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+// `key_means`: the file of the keys' means, raw float32 [layer][KV head][head_dim]; empty for none.
+// Errors name the file.
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& key_means,
+                                      int num_threads);
+
+// The whole file. NOT_FOUND names it.
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// The status with `context` and a colon before its message.
+absl::Status Annotate(const absl::Status& status, const std::string& context);
+
+}  // namespace whit::eval
+
+#endif  // WHIT_TESTS_EVAL_LOADED_MODEL_H_
