@@ -140,14 +140,15 @@ absl::StatusOr<std::vector<TextWindow>> DrawWindows(absl::Span<const Calibration
   const size_t bos_tokens = options.bos_id < 0 ? 0 : 1;
   std::mt19937_64 rng(options.seed);
   std::vector<Source> sources;
-  size_t available = 0;
+  size_t longest = 0;
   for (const CalibrationText& text : texts) {
     sources.push_back({.windows = ShuffledWindows(text.tokens, options.context - bos_tokens, rng)});
-    available += text.tokens.size();
+    longest = std::max(longest, text.tokens.size());
   }
 
   std::vector<TextWindow> windows;
-  for (size_t tokens = 0; tokens < static_cast<size_t>(options.tokens);) {
+  bool any_held_out = false;
+  for (size_t tokens = 0; tokens < static_cast<size_t>(options.tokens) || !any_held_out;) {
     // The text that has given least, of those that have more to give.
     Source* source = nullptr;
     for (Source& candidate : sources) {
@@ -160,18 +161,16 @@ absl::StatusOr<std::vector<TextWindow>> DrawWindows(absl::Span<const Calibration
                          .held_out = source->drawn % kHeldOutPeriod == kFirstHeldOut};
     const absl::Span<const int32_t> drawn = source->windows[source->drawn++];
     window.tokens.insert(window.tokens.end(), drawn.begin(), drawn.end());
+    any_held_out |= window.held_out;
     source->drawn_tokens += drawn.size();
     tokens += drawn.size();
     windows.push_back(std::move(window));
   }
-
-  if (std::none_of(windows.begin(), windows.end(),
-                   [](const TextWindow& window) { return window.held_out; })) {
+  if (!any_held_out) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "too little text: ", available, " tokens in ", texts.size(),
-        texts.size() == 1 ? " file" : " files", " give ", windows.size(), " windows of ",
-        options.context,
-        " tokens, and of at least one file two are needed, one of them to be held out"));
+        "too little text: the longest file has ", longest, " tokens, but one at least must have ",
+        options.context - bos_tokens + kMinWindowTokens, ", to learn from a window of ",
+        options.context, " and to hold out another"));
   }
   return windows;
 }

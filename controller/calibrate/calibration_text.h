@@ -37,7 +37,7 @@ struct TextWindow {
 };
 
 struct WindowOptions {
-  int tokens = 0;   // about so many in all, if the texts have them
+  int tokens = 0;   // about so many in all, if the texts have them; more if none were held out yet
   int context = 0;  // tokens of a window; the rest at the end of a text makes a shorter one
   uint64_t seed = 0;
   int32_t bos_id = -1;  // the first token of every window, or -1 for none

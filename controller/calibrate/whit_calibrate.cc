@@ -71,16 +71,16 @@ void DefineFlags(CLI::App& app, Options& options) {
       ->type_name("FILE");
   app.add_option("--tokens", options.tokens, "tokens to measure, about; more take longer")
       ->type_name("N")
-      ->check(CLI::Range(2 * kMinWindowTokens, 1 << 30))
+      ->check(CLI::Range(2 * kMinWindowTokens, 1 << 30).description(""))
       ->capture_default_str();
   app.add_option("--context", options.context,
                  "tokens that the model sees at a time; at most its context length is used")
       ->type_name("N")
-      ->check(CLI::Range(kMinWindowTokens, 1 << 20))
+      ->check(CLI::Range(kMinWindowTokens, 1 << 20).description(""))
       ->capture_default_str();
   app.add_option("--threads", options.threads, "threads that compute")
       ->type_name("N")
-      ->check(CLI::Range(1, 1024))
+      ->check(CLI::Range(1, 1024).description(""))
       ->capture_default_str();
   app.add_option("--seed", options.seed, "which stretches of the text are drawn")
       ->type_name("N")
@@ -111,7 +111,7 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, ThreadPool& pool)
     return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
   };
   absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
-  if (!file.ok()) return failed(file.status());
+  if (!file.ok()) return file.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
   if (!tokenizer.ok()) return failed(tokenizer.status());
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, pool);

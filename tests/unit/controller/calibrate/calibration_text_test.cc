@@ -181,13 +181,19 @@ TEST(DrawWindowsTest, ABeginOfTextTokenGoesFirst) {
   }
 }
 
+TEST(DrawWindowsTest, SomethingIsAlwaysHeldOut) {
+  const auto windows = Draw(Texts({1000, 1000, 1000}), {.tokens = 100, .context = 100});
+  ASSERT_EQ(windows.size(), 4);
+  EXPECT_TRUE(windows[3].held_out);
+}
+
 TEST(DrawWindowsTest, TooLittleTextIsAnError) {
   for (const std::vector<int>& sizes : {std::vector<int>{}, {40}, {100}, {100, 100}, {130}}) {
     EXPECT_THAT(DrawWindows(Texts(sizes), {.tokens = 1000, .context = 100}).status().ToString(),
                 HasSubstr("too little text"));
   }
   EXPECT_THAT(DrawWindows(Texts({130}), {.tokens = 1000, .context = 100}).status().ToString(),
-              HasSubstr("130 tokens in 1 file give 1 windows"));
+              HasSubstr("the longest file has 130 tokens, but one at least must have 164"));
   EXPECT_EQ(Draw(Texts({164}), {.tokens = 1000, .context = 100}).size(), 2);
 }
 
