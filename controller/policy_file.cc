@@ -27,6 +27,7 @@ constexpr std::string_view kNoteSeparator = " = ";
 // Far above what calibration writes, and little enough to read at once.
 constexpr size_t kMaxFileBytes = size_t{64} << 20;
 constexpr uint32_t kMaxExtent = 1 << 16;  // of layers, KV heads, head_dim
+constexpr uint32_t kMaxSections = 64;
 constexpr size_t kNameBytes = 16, kChecksumBytes = 8;
 
 struct Header {
@@ -160,6 +161,10 @@ absl::StatusOr<ModelIdentity> ParseModel(const Header& header) {
 using Section = std::pair<std::string_view, std::string_view>;  // name, content
 
 absl::StatusOr<std::vector<Section>> SplitSections(std::string_view bytes, uint32_t count) {
+  if (count > kMaxSections) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " sections are more than ", kMaxSections));
+  }
   std::vector<Section> sections;
   for (uint32_t i = 0; i < count; ++i) {
     if (bytes.size() < sizeof(SectionHeader)) {
@@ -228,7 +233,9 @@ std::string SerializePolicyFile(const PolicyFile& file) {
                  file.key_means.size() * sizeof(float)});
   std::string notes;
   for (const PolicyFile::Note& note : file.notes) {
-    absl::StrAppend(&notes, note.name, std::string(kNoteSeparator), note.value, "\n");
+    std::string line = absl::StrCat(note.name, std::string(kNoteSeparator), note.value);
+    std::replace(line.begin(), line.end(), '\n', ' ');
+    absl::StrAppend(&notes, line, "\n");
   }
   AppendSection(sections, kNotes, notes);
 

@@ -15,8 +15,7 @@
 //   key_means  f32 [layer][KV head][head_dim]: the mean key before RoPE and before rotation, which
 //              KeyMeans (kvpool/key_means.h) turns into what pages subtract
 //   notes      UTF-8 lines "name = value", for people: how the file was made, and figures measured
-//   on
-//              text held out
+//              on text held out
 // Sections that a reader does not know are skipped, so a newer file with more in it serves an older
 // server. The version changes only when an older reader would misunderstand.
 #ifndef WHIT_CONTROLLER_POLICY_FILE_H_
@@ -49,8 +48,8 @@ struct ModelIdentity {
 
 struct PolicyFile {
   struct Note {
-    std::string name;  // neither holds a line end; no name holds " = "
-    std::string value;
+    std::string name;   // without " = "
+    std::string value;  // line ends in it are written as spaces
     bool operator==(const Note&) const = default;
   };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "controller/calibrate/key_statistics.h"
+#include "controller/precision_policy.h"
 #include "kvpool/key_means.h"
 #include "kvpool/page_pool.h"
 
@@ -30,8 +31,7 @@ class WindowRunner {
 
   // The exact keys and values of a window.
   absl::StatusOr<PageTable> Run(absl::Span<const int32_t> tokens) {
-    PageTable kv =
-        model_.NewPageTable(kv_pool_, {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited});
+    PageTable kv = model_.NewPageTable(kv_pool_, RingOf({}));
     while (!tokens.empty()) {
       const auto slice = tokens.subspan(0, Model::kMaxForwardTokens);
       model_.Forward({{.tokens = slice,
@@ -54,10 +54,10 @@ class WindowRunner {
 
 }  // namespace
 
-absl::StatusOr<Calibration> Calibrate(Model& model, ThreadPool& pool,
-                                      absl::Span<const TextWindow> windows,
+absl::StatusOr<Calibration> Calibrate(Model& model, absl::Span<const TextWindow> windows,
                                       absl::FunctionRef<void(size_t tokens)> progress) {
   const ModelConfig& config = model.config();
+  ThreadPool& pool = model.thread_pool();
   size_t longest = 0;
   for (const TextWindow& window : windows) longest = std::max(longest, window.tokens.size());
   absl::StatusOr<std::unique_ptr<PagePool>> kv_pool = PoolForOneSequence(config, longest);

@@ -16,7 +16,6 @@
 #include "controller/calibrate/calibration_text.h"
 #include "controller/policy_file.h"
 #include "runtime/model/model.h"
-#include "runtime/ops/thread_pool.h"
 
 namespace whit {
 
@@ -32,8 +31,7 @@ struct Calibration {
 // Runs the windows through the model. The result does not depend on the number of threads.
 // `progress` is told how many tokens have been run. RESOURCE_EXHAUSTED if the memory for a window's
 // keys and values cannot be had.
-absl::StatusOr<Calibration> Calibrate(Model& model, ThreadPool& pool,
-                                      absl::Span<const TextWindow> windows,
+absl::StatusOr<Calibration> Calibrate(Model& model, absl::Span<const TextWindow> windows,
                                       absl::FunctionRef<void(size_t tokens)> progress);
 
 }  // namespace whit

@@ -3,14 +3,18 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -29,7 +33,7 @@ namespace {
 
 constexpr char kDescription[] =
     R"(Measures a model on text and writes its policy file, with which whitd quantizes keys and values
-at a smaller error: at 2 bits about half.)";
+at a smaller error: at 2 bits less than half.)";
 
 constexpr char kFooter[] = R"(
 Text: UTF-8 files of the kinds of text that the model will serve, some hundred kilobytes each; prose,
@@ -121,7 +125,6 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, ThreadPool& pool)
                      .tokenizer = *std::move(tokenizer)};
 }
 
-// "3 of 12,000"-like counts of what was drawn from each text.
 std::vector<PolicyFile::Note> DescribeTexts(const std::vector<CalibrationText>& texts,
                                             const std::vector<TextWindow>& windows) {
   std::vector<PolicyFile::Note> notes;
@@ -156,7 +159,7 @@ void PrintSummary(const std::vector<PolicyFile::Note>& notes, const Calibration&
   for (const PolicyFile::Note& note : notes) {
     std::printf("%-22s %s\n", note.name.c_str(), note.value.c_str());
   }
-  std::printf("of each layer         ");
+  std::printf("  in each layer       ");
   for (double explained : calibration.layer_key_energy_explained) std::printf(" %.2f", explained);
   std::printf("\n");
 }
@@ -187,7 +190,7 @@ absl::Status Run(Options options) {
   for (const TextWindow& window : *windows) tokens += window.tokens.size();
   std::optional<ProgressBar> bar(std::in_place, "measuring", tokens);
   absl::StatusOr<Calibration> calibration =
-      Calibrate(*loaded->model, pool, *windows, [&](size_t done) { bar->Update(done); });
+      Calibrate(*loaded->model, *windows, [&](size_t done) { bar->Update(done); });
   bar.reset();
   if (!calibration.ok()) return calibration.status();
 

@@ -87,6 +87,14 @@ TEST(PolicyFileTest, RoundTrips) {
   EXPECT_EQ(SerializePolicyFile(*parsed), bytes);
 }
 
+TEST(PolicyFileTest, NotesStayOnTheirLines) {
+  PolicyFile file = SmallFile();
+  file.notes = {{"model", "two\nlines = x"}};
+  const auto parsed = ParsePolicyFile(SerializePolicyFile(file));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_THAT(parsed->notes, ElementsAre(PolicyFile::Note{"model", "two lines = x"}));
+}
+
 TEST(PolicyFileTest, LayoutIsAsDocumented) {
   const std::string bytes = SerializePolicyFile(SmallFile());
   const auto u64 = [&](size_t offset) {
@@ -164,6 +172,8 @@ TEST(PolicyFileTest, ContradictionsAreRefused) {
   std::string beyond = WithSections({KeyMeansSection()});
   Put(beyond, kSectionsAt, uint32_t{3});
   EXPECT_THAT(Error(Resealed(beyond)), HasSubstr("section 2 of 3 begins outside the file"));
+  Put(beyond, kSectionsAt, uint32_t{65});
+  EXPECT_THAT(Error(Resealed(beyond)), HasSubstr("65 sections are more than 64"));
   std::string too_long = WithSections({KeyMeansSection(), Section("\x01new", "content")});
   Put(too_long, too_long.size() - kChecksumBytes - 7 - 8, ~uint64_t{0});
   EXPECT_THAT(Error(Resealed(too_long)),

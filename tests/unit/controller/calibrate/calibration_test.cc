@@ -30,8 +30,7 @@ struct Fixture {
         model(Model::Load(*file, threads).value()) {}
 
   absl::StatusOr<Calibration> Run(const std::vector<TextWindow>& windows) {
-    return Calibrate(*model, threads, windows,
-                     [this](size_t tokens) { progress.push_back(tokens); });
+    return Calibrate(*model, windows, [this](size_t tokens) { progress.push_back(tokens); });
   }
 
   const std::vector<std::byte> bytes;
@@ -161,8 +160,7 @@ class KeyStatisticsTest : public testing::Test {
   }
 
   PageTable MakeTable(float noise) {
-    PageTable kv(pool_.get(), {kLayers, kHeads},
-                 {.rung = Rung::kFp16, .tokens = RecentRing::kUnlimited}, nullptr);
+    PageTable kv(pool_.get(), {kLayers, kHeads}, RecentRing{}, nullptr);
     std::normal_distribution<float> normal;
     for (int position = 0; position < kTokens; ++position) {
       std::vector<float> cosines, sines;
