@@ -355,4 +355,11 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file) {
   return config;
 }
 
+ModelIdentity IdentityOf(const GgufFile& file, const ModelConfig& config) {
+  return {.fingerprint = file.fingerprint(),
+          .num_layers = config.num_layers,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim};
+}
+
 }  // namespace whit

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "controller/policy_file.h"
 #include "runtime/model/gguf.h"
 
 namespace whit {
@@ -40,6 +41,9 @@ struct ModelConfig {
 // UNIMPLEMENTED names an architecture or feature that is not supported; INVALID_ARGUMENT names a
 // value out of range or a tensor that is missing or of the wrong shape.
 absl::StatusOr<ModelConfig> ReadModelConfig(const GgufFile& file);
+
+// By which the model's policy file is known. `config` was read from `file`.
+ModelIdentity IdentityOf(const GgufFile& file, const ModelConfig& config);
 
 }  // namespace whit
 

@@ -1,0 +1,226 @@
+// whit-calibrate: measures a model on text and writes its policy file.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "controller/calibrate/calibration.h"
+#include "controller/calibrate/calibration_text.h"
+#include "controller/calibrate/progress_bar.h"
+#include "controller/policy_file.h"
+#include "controller/policy_lookup.h"
+#include "runtime/model/gguf.h"
+#include "runtime/model/model.h"
+#include "runtime/ops/thread_pool.h"
+#include "runtime/text/tokenizer.h"
+
+namespace whit {
+namespace {
+
+constexpr char kDescription[] =
+    R"(Measures a model on text and writes its policy file, with which whitd quantizes keys and values
+at a smaller error: at 2 bits less than half.)";
+
+constexpr char kFooter[] = R"(
+Text: UTF-8 files of the kinds of text that the model will serve, some hundred kilobytes each; prose,
+code, chats, the users' languages. As much is drawn from each of them. A file whose name ends in
+.jsonl holds chats, one a line:
+  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+They are written out in the model's own chat format.
+
+Part of the text is held out; it tells how well what was learned holds for other text.
+whitd finds the file beside the model by itself, or takes it by --kv-policy-file. The file belongs to
+this model only and is small. The same model, text, seed and kind of CPU give the same file, byte for
+byte.
+
+Example:
+  whit-calibrate --model=smollm2.gguf --text wiki.txt code.txt chats.jsonl
+)";
+
+constexpr int kExitFailed = 1, kExitUsage = 2;
+
+struct Options {
+  std::string model_path;
+  std::vector<std::string> text_paths;
+  std::string out_path;  // empty: beside the model
+  int tokens = 32768;
+  int context = 1024;
+  int threads = AvailableCpus();
+  uint64_t seed = 1;
+};
+
+void DefineFlags(CLI::App& app, Options& options) {
+  app.add_option("--model", options.model_path, "GGUF file of a llama-architecture model")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--text", options.text_paths, "files of text to calibrate on")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--out", options.out_path,
+                 "policy file to write; the default is the model's path with .whitpolicy for .gguf")
+      ->type_name("FILE");
+  app.add_option("--tokens", options.tokens, "tokens to measure, about; more take longer")
+      ->type_name("N")
+      ->check(CLI::Range(2 * kMinWindowTokens, 1 << 30).description(""))
+      ->capture_default_str();
+  app.add_option("--context", options.context,
+                 "tokens that the model sees at a time; at most its context length is used")
+      ->type_name("N")
+      ->check(CLI::Range(kMinWindowTokens, 1 << 20).description(""))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "threads that compute")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024).description(""))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "which stretches of the text are drawn")
+      ->type_name("N")
+      ->capture_default_str();
+}
+
+// So that minutes of work are not lost in the end.
+absl::Status CheckWritable(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is a folder, not a file to write"));
+  }
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat(path, ": cannot write there: ", std::strerror(errno)));
+}
+
+struct LoadedModel {
+  ModelIdentity identity;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path, ThreadPool& pool) {
+  const auto failed = [&](const absl::Status& status) {
+    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+  };
+  absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
+  if (!file.ok()) return file.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
+  if (!tokenizer.ok()) return failed(tokenizer.status());
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, pool);
+  if (!model.ok()) return failed(model.status());
+  return LoadedModel{.identity = IdentityOf(**file, (*model)->config()),
+                     .model = *std::move(model),
+                     .tokenizer = *std::move(tokenizer)};
+}
+
+std::vector<PolicyFile::Note> DescribeTexts(const std::vector<CalibrationText>& texts,
+                                            const std::vector<TextWindow>& windows) {
+  std::vector<PolicyFile::Note> notes;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    size_t learned = 0, held_out = 0;
+    for (const TextWindow& window : windows) {
+      if (window.text == static_cast<int>(i)) {
+        (window.held_out ? held_out : learned) += window.tokens.size();
+      }
+    }
+    notes.push_back({"text", absl::StrCat(texts[i].name, ": ", texts[i].tokens.size(), " tokens, ",
+                                          learned, " learned from, ", held_out, " held out")});
+  }
+  return notes;
+}
+
+std::vector<PolicyFile::Note> MakeNotes(const Options& options, const LoadedModel& loaded,
+                                        const std::vector<CalibrationText>& texts,
+                                        const std::vector<TextWindow>& windows,
+                                        const Calibration& calibration) {
+  std::vector<PolicyFile::Note> notes = {{"model", loaded.model->config().name}};
+  for (PolicyFile::Note& note : DescribeTexts(texts, windows)) notes.push_back(std::move(note));
+  notes.push_back({"context", absl::StrCat(options.context)});
+  notes.push_back({"seed", absl::StrCat(options.seed)});
+  notes.push_back({"learned_tokens", absl::StrCat(calibration.learned_tokens)});
+  notes.push_back(
+      {"key_energy_explained", absl::StrFormat("%.3f", calibration.key_energy_explained)});
+  return notes;
+}
+
+void PrintSummary(const std::vector<PolicyFile::Note>& notes, const Calibration& calibration) {
+  for (const PolicyFile::Note& note : notes) {
+    std::printf("%-22s %s\n", note.name.c_str(), note.value.c_str());
+  }
+  std::printf("  in each layer       ");
+  for (double explained : calibration.layer_key_energy_explained) std::printf(" %.2f", explained);
+  std::printf("\n");
+}
+
+absl::Status Run(Options options) {
+  if (options.out_path.empty()) options.out_path = PolicyPathBeside(options.model_path);
+  if (absl::Status status = CheckWritable(options.out_path); !status.ok()) return status;
+  ThreadPool pool(options.threads);
+  absl::StatusOr<LoadedModel> loaded = LoadModel(options.model_path, pool);
+  if (!loaded.ok()) return loaded.status();
+  const Tokenizer& tokenizer = *loaded->tokenizer;
+  options.context = std::min(options.context, loaded->model->config().context_length);
+
+  std::vector<CalibrationText> texts;
+  for (const std::string& path : options.text_paths) {
+    absl::StatusOr<CalibrationText> text = ReadCalibrationText(path, tokenizer);
+    if (!text.ok()) return text.status();
+    texts.push_back(*std::move(text));
+  }
+  absl::StatusOr<std::vector<TextWindow>> windows =
+      DrawWindows(texts, {.tokens = options.tokens,
+                          .context = options.context,
+                          .seed = options.seed,
+                          .bos_id = tokenizer.add_bos() ? tokenizer.bos_id() : -1});
+  if (!windows.ok()) return windows.status();
+
+  size_t tokens = 0;
+  for (const TextWindow& window : *windows) tokens += window.tokens.size();
+  std::optional<ProgressBar> bar(std::in_place, "measuring", tokens);
+  absl::StatusOr<Calibration> calibration =
+      Calibrate(*loaded->model, *windows, [&](size_t done) { bar->Update(done); });
+  bar.reset();
+  if (!calibration.ok()) return calibration.status();
+
+  const PolicyFile file = {.model = loaded->identity,
+                           .key_means = calibration->key_means,
+                           .notes = MakeNotes(options, *loaded, texts, *windows, *calibration)};
+  if (absl::Status status = WritePolicyFile(options.out_path, file); !status.ok()) return status;
+  PrintSummary(file.notes, *calibration);
+  std::printf("wrote %s, %d bytes\n", options.out_path.c_str(),
+              static_cast<int>(SerializePolicyFile(file).size()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace whit
+
+int main(int argc, char** argv) {
+  whit::Options options;
+  CLI::App app(whit::kDescription, "whit-calibrate");
+  app.set_help_flag("-h,--help", "Print this help and exit");
+  app.get_formatter()->column_width(30);
+  app.footer(whit::kFooter);
+  whit::DefineFlags(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : whit::kExitUsage;
+  }
+  const absl::Status status = whit::Run(std::move(options));
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "whit-calibrate: %s\n", std::string(status.message()).c_str());
+  return whit::kExitFailed;
+}

@@ -1,0 +1,81 @@
+// PolicyFile: what whit-calibrate has learned about one model, as a small file (`.whitpolicy`).
+//
+// Little-endian, from the front:
+//   8 bytes  magic, "whitpol\n"
+//   4        version, 1
+//   4        number of sections
+//   8        size of the whole file in bytes
+//   8        fingerprint of the model (GgufFile::fingerprint)
+//   4 x 3    its layers, KV heads and head_dim
+//   4        zero
+//   the sections, each: 16 bytes of name, padded with zeros; 8 of content size; the content
+//   8        checksum: FNV-1a, 64 bits, of all bytes before it
+//
+// Sections:
+//   key_means  f32 [layer][KV head][head_dim]: the mean key before RoPE and before rotation, which
+//              KeyMeans (kvpool/key_means.h) turns into what pages subtract
+//   notes      UTF-8 lines "name = value", for people: how the file was made, and figures measured
+//              on text held out
+// Sections that a reader does not know are skipped, so a newer file with more in it serves an older
+// server. The version changes only when an older reader would misunderstand.
+#ifndef WHIT_CONTROLLER_POLICY_FILE_H_
+#define WHIT_CONTROLLER_POLICY_FILE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace whit {
+
+// The model that a policy file belongs to.
+struct ModelIdentity {
+  uint64_t fingerprint = 0;
+  int num_layers = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+
+  size_t key_elements() const { return size_t{1} * num_layers * num_kv_heads * head_dim; }
+  // "0123456789abcdef, 30 layers x 3 KV heads x 64"
+  std::string ToString() const;
+  bool operator==(const ModelIdentity&) const = default;
+};
+
+struct PolicyFile {
+  struct Note {
+    std::string name;   // without " = "
+    std::string value;  // line ends in it are written as spaces
+    bool operator==(const Note&) const = default;
+  };
+
+  ModelIdentity model;
+  std::vector<float> key_means;  // model.key_elements() of them
+  std::vector<Note> notes;
+};
+
+// The bytes of the file; the same for the same content.
+std::string SerializePolicyFile(const PolicyFile& file);
+
+// Untrusted input: INVALID_ARGUMENT (not a policy file, or one that contradicts itself), DATA_LOSS
+// (truncated or damaged), UNIMPLEMENTED (another version).
+absl::StatusOr<PolicyFile> ParsePolicyFile(std::string_view bytes);
+
+// Replaces what is at `path` in one step: a reader sees the old file or the new one.
+absl::Status WritePolicyFile(const std::string& path, const PolicyFile& file);
+
+// Errors as ParsePolicyFile, NOT_FOUND if there is no such file, and FAILED_PRECONDITION if it was
+// made for another model. Messages begin with the path.
+absl::StatusOr<PolicyFile> LoadPolicyFile(const std::string& path, const ModelIdentity& model);
+
+// The fingerprint in the file's header, with nothing checked; nullopt if the file cannot be read or
+// is no policy file.
+std::optional<uint64_t> PeekFingerprint(const std::string& path);
+
+}  // namespace whit
+
+#endif  // WHIT_CONTROLLER_POLICY_FILE_H_
