@@ -150,6 +150,10 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
                 options.engine.kv_policy.ToString(), kGroup, "POLICY",
                 "precision of keys and values: fp16, static:RUNG such as static:K4V4, or "
                 "random:MIX such as random:K2V2=1,K4V4=3");
+  AddFlag(
+      app, "--kv-policy-file", options.kv_policy_file, kGroup, "FILE",
+      "what whit-calibrate wrote for this model; the default is the file beside the model whose "
+      "name ends in .whitpolicy for .gguf, or else one that comes with Whit");
   AddFlag(app, "--max-cached-prefixes", options.engine.max_cached_prefixes, kGroup, "N",
           "finished requests whose pages are kept while nothing else needs them: a prompt that "
           "begins with 128 tokens or more of one is not computed again from its start")

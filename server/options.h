@@ -21,6 +21,7 @@ struct ServerOptions {
   int max_message_bytes = 16 << 20;
   int threads = AvailableCpus();
   std::optional<uint64_t> kv_cache_bytes;  // unset: chosen from what memory is left
+  std::string kv_policy_file;              // empty: one is looked for
   EngineOptions engine;                    // all but kv_cache_bytes
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;

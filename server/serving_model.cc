@@ -1,9 +1,12 @@
 #include "server/serving_model.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "controller/policy_lookup.h"
+#include "controller/precision_policy.h"
 #include "runtime/model/gguf.h"
 #include "server/available_memory.h"
 #include "server/flag_values.h"
@@ -28,6 +31,28 @@ absl::Status Annotated(const absl::Status& status, const std::string& what) {
   return absl::Status(status.code(), absl::StrCat(what, ": ", status.message()));
 }
 
+// Gives the model what its policy file holds, if there is one.
+absl::Status ApplyPolicyFile(const ServerOptions& options, const GgufFile& file, Model& model,
+                             const Logger& logger) {
+  absl::StatusOr<std::optional<FoundPolicy>> found =
+      FindPolicy({.path = options.kv_policy_file,
+                  .model_path = options.model_path,
+                  .directory = ShippedPolicyDirectory()},
+                 IdentityOf(file, model.config()));
+  if (!found.ok()) return found.status();
+  if (!found->has_value()) {
+    const bool quantizes = options.engine.kv_policy != PrecisionPolicySpec();
+    logger.Log(quantizes ? LogLevel::kWarn : LogLevel::kInfo,
+               "no policy file for this model: what is quantized is quantized without means, at a "
+               "larger error",
+               {{"remedy", absl::StrCat("whit-calibrate --model=", options.model_path)}});
+    return absl::OkStatus();
+  }
+  logger.Info("policy file", {{"path", (*found)->path}});
+  model.SetKeyMeans(std::move((*found)->file.key_means));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOptions& options,
@@ -43,6 +68,9 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, *serving->threads_);
   if (!model.ok()) return Annotated(model.status(), path);
   serving->model_ = *std::move(model);
+  if (absl::Status s = ApplyPolicyFile(options, **file, *serving->model_, logger); !s.ok()) {
+    return s;
+  }
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
   if (!tokenizer.ok()) return Annotated(tokenizer.status(), path);

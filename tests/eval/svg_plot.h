@@ -20,7 +20,7 @@ struct PlotPoint {
 
 struct PlotPanel {
   std::string title = {}, x_label = {}, y_label = {};
-  bool log_y = false;               // points with y <= 0 are then left out
+  bool log_y = false;                    // points with y <= 0 are then left out
   std::optional<double> reference = {};  // a dashed horizontal line
   std::string reference_label = {};
   std::vector<PlotPoint> points = {};

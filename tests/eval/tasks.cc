@@ -182,7 +182,8 @@ absl::StatusOr<std::vector<TaskItem>> ParseTask(std::string_view task,
   for (absl::string_view line : absl::StrSplit(std::string(json_lines), '\n')) {
     ++number;
     if (absl::StripAsciiWhitespace(line).empty()) continue;
-    const Json object = Json::parse(line.begin(), line.end(), /*cb=*/nullptr, /*allow_exceptions=*/false);
+    const Json object =
+        Json::parse(line.begin(), line.end(), /*cb=*/nullptr, /*allow_exceptions=*/false);
     if (!object.is_object()) {
       return absl::InvalidArgumentError(absl::StrCat("line ", number, " is no JSON object"));
     }

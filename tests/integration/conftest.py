@@ -18,7 +18,8 @@ BIN_DIR = pathlib.Path(os.environ.get("WHIT_BIN_DIR", ROOT / "build/release/bin"
 
 
 def pytest_configure(config):
-    missing = [n for n in ("whitd", "whit", "whit_make_tiny_model") if not (BIN_DIR / n).exists()]
+    needed = ("whitd", "whit", "whit-calibrate", "whit_make_tiny_model")
+    missing = [name for name in needed if not (BIN_DIR / name).exists()]
     if missing:
         pytest.exit(f"{', '.join(missing)} not in {BIN_DIR}: build first, or set WHIT_BIN_DIR", 2)
     stubs = config.cache.mkdir("stubs")

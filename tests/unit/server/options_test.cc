@@ -46,7 +46,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   const ParsedCommandLine parsed = Parse(
       {"--model=m.gguf", "--listen=127.0.0.1:1,unix:/tmp/s", "--listen=[::1]:2",
        "--metrics-listen=off", "--max-message-bytes=1M", "--threads=3", "--kv-cache-bytes=24M",
-       "--kv-policy=fp16", "--max-running=5", "--max-queue-requests=6",
+       "--kv-policy=fp16", "--kv-policy-file=p", "--max-running=5", "--max-queue-requests=6",
        "--max-queue-prompt-tokens=7", "--max-step-tokens=80", "--prefill-chunk-tokens=9",
        "--drain-timeout=1m", "--log-level=warn", "--log-format=json"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
@@ -57,6 +57,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.threads, 3);
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
   EXPECT_EQ(options.engine.kv_policy.ToString(), "fp16");
+  EXPECT_EQ(options.kv_policy_file, "p");
   EXPECT_EQ(options.engine.max_running_requests, 5);
   EXPECT_EQ(options.engine.max_waiting_requests, 6);
   EXPECT_EQ(options.engine.max_waiting_prompt_tokens, 7);
@@ -142,8 +143,8 @@ TEST(OptionsTest, HelpNamesEveryFlagAndSucceeds) {
   EXPECT_FALSE(parsed.options.has_value());
   EXPECT_EQ(parsed.exit_status, kExitOk);
   for (const std::string flag :
-       {"--model", "--listen", "--metrics-listen", "--kv-cache-bytes", "--kv-policy", "--threads",
-        "--drain-timeout", "WHIT_KV_CACHE_BYTES", "Exit status"}) {
+       {"--model", "--listen", "--metrics-listen", "--kv-cache-bytes", "--kv-policy",
+        "--kv-policy-file", "--threads", "--drain-timeout", "WHIT_KV_CACHE_BYTES", "Exit status"}) {
     EXPECT_THAT(parsed.text, HasSubstr(flag));
   }
   EXPECT_THAT(Parse({"--version"}).text, HasSubstr("whitd "));

@@ -1,0 +1,91 @@
+"""whit-calibrate, and what whitd makes of its file."""
+
+import subprocess
+
+import pytest
+from conftest import BIN_DIR, clean_environment, make_model
+from test_start import fails
+from whitd import Whitd
+
+TEXT = "The cat sat on the mat, and the dog said hello to the world of that man in there. " * 40
+CHAT = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "hi"}]}\n'
+
+
+def calibrate(*arguments):
+    return subprocess.run([BIN_DIR / "whit-calibrate", *arguments], capture_output=True, text=True,
+                          timeout=60, env=clean_environment())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with m.gguf, its m.whitpolicy, and the texts that were used."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    make_model(folder / "m.gguf")
+    (folder / "a.txt").write_text(TEXT)
+    (folder / "b.jsonl").write_text(CHAT % TEXT[:400] * 5)
+    done = calibrate(f"--model={folder}/m.gguf", "--text", folder / "a.txt", folder / "b.jsonl",
+                     "--tokens=1000", "--context=200", "--threads=1")
+    assert done.returncode == 0, done.stderr
+    assert "a.txt: " in done.stdout and "b.jsonl: " in done.stdout
+    assert "key_energy_explained" in done.stdout and "m.whitpolicy" in done.stdout
+    assert "100 %" in done.stderr
+    return folder
+
+
+def test_the_same_text_and_seed_give_the_same_bytes(files, tmp_path):
+    def policy(seed, threads):
+        out = tmp_path / f"{seed}-{threads}"
+        done = calibrate(f"--model={files}/m.gguf", f"--text={files}/a.txt",
+                         f"--text={files}/b.jsonl", f"--out={out}", "--tokens=1000",
+                         "--context=200", f"--seed={seed}", f"--threads={threads}")
+        assert done.returncode == 0, done.stderr
+        return out.read_bytes()
+
+    assert policy(1, 2) == (files / "m.whitpolicy").read_bytes()
+    assert policy(2, 2) != policy(1, 1)
+
+
+def test_the_server_takes_the_file_beside_the_model(files):
+    server = Whitd(BIN_DIR / "whitd", files / "m.gguf", "--kv-policy=static:K2V2")
+    server.wait_for_event("policy file", path=str(files / "m.whitpolicy"))
+    server.check_alive()
+    assert server.stop() == 0
+
+
+def test_the_server_says_that_there_is_none(tiny_model):
+    server = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-policy=static:K2V2")
+    line = server.wait_for_event("no policy file", level="warn")
+    assert "whit-calibrate" in line["remedy"]
+    server.check_alive()
+    assert server.stop() == 0
+
+
+def test_a_file_that_cannot_be_used_is_refused(files, tiny_model, tmp_path):
+    model, policy = f"--model={files}/m.gguf", (files / "m.whitpolicy").read_bytes()
+    assert "none.whitpolicy: no such file" in fails(model, "--kv-policy-file=none.whitpolicy")
+    for name, data, error in [("cut", policy[:200], "cut: truncated"),
+                              ("damaged", policy[:99] + b"?" + policy[100:], "damaged: the check"),
+                              ("text", TEXT.encode(), "not a policy file")]:
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert error in fails(model, f"--kv-policy-file={path}")
+    make_model(tmp_path / "other.gguf", "--layers=3")
+    error = fails(f"--model={tmp_path}/other.gguf", f"--kv-policy-file={files}/m.whitpolicy")
+    assert "made for another model" in error and "3 layers" in error and "2 layers" in error
+
+
+@pytest.mark.parametrize("arguments, status, error", [
+    (["--model={files}/m.gguf"], 2, "--text is required"),
+    (["--model={files}/m.gguf", "--text={files}/a.txt", "--tokens=1"], 2, "--tokens"),
+    (["--model={files}/none.gguf", "--text={files}/a.txt"], 1, "none.gguf: No such file"),
+    (["--model={files}/m.gguf", "--text={files}/none.txt"], 1, "none.txt: no such file"),
+    (["--model={files}/m.gguf", "--text={files}/m.gguf"], 1, "m.gguf: "),
+    (["--model={files}/m.gguf", "--text={files}/a.txt", "--context=2000"], 1, "too little text"),
+    (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}/none/x"], 1, "none/x: "),
+    (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}"], 1, "is a folder"),
+])
+def test_errors_say_what_is_wrong(files, arguments, status, error):
+    done = calibrate(*(argument.format(files=files) for argument in arguments))
+    assert done.returncode == status
+    assert error in done.stderr
+    assert done.stdout == ""
