@@ -15,6 +15,7 @@
 #include "tests/eval/needle.h"
 #include "tests/eval/perplexity.h"
 #include "tests/eval/text_chunks.h"
+#include "tests/unit/support/process_temp_dir.h"
 #include "tests/unit/support/tiny_model.h"
 
 namespace whit::eval {
@@ -25,7 +26,7 @@ using testing::HasSubstr;
 class MeasureTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    path_ = new std::string(testing::TempDir() + "/whit_eval_tiny.gguf");
+    path_ = new std::string(ProcessTempDir() + "/whit_eval_tiny.gguf");
     const std::vector<std::byte> bytes = MakeTinyModel({.context_length = 512}).Build();
     Write(*path_, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
     loaded_ = new LoadedModel(LoadModel(*path_, "", 2).value());
@@ -236,7 +237,7 @@ TEST_F(MeasureTest, ModelErrorsNameTheFile) {
   const auto error = [](const std::string& model, const std::string& means) {
     return std::string(LoadModel(model, means, 1).status().message());
   };
-  const std::string path = testing::TempDir() + "/whit_eval_means";
+  const std::string path = ProcessTempDir() + "/whit_eval_means";
   EXPECT_THAT(error("/nowhere.gguf", ""), HasSubstr("/nowhere.gguf"));
   Write(path, "short");
   EXPECT_THAT(error(*path_, path), HasSubstr("5 bytes; the means of 2 layers"));

@@ -10,6 +10,7 @@
 
 #include "tests/eval/loaded_model.h"
 #include "tests/eval/svg_plot.h"
+#include "tests/unit/support/process_temp_dir.h"
 
 namespace whit::eval {
 namespace {
@@ -30,7 +31,7 @@ TEST(WithIntervalTest, LeavesAnUnknownIntervalOut) {
 
 class WriteTest : public testing::Test {
  protected:
-  WriteTest() : path_(testing::TempDir() + "/whit_eval_report.jsonl") {}
+  WriteTest() : path_(ProcessTempDir() + "/whit_eval_report.jsonl") {}
   ~WriteTest() override { std::remove(path_.c_str()); }
 
   const std::string path_;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/unit/support/process_temp_dir.h"
 
 namespace whit {
 namespace {
@@ -233,7 +234,7 @@ TEST(PolicyFileTest, SurvivesForgedFiles) {
 
 class PolicyFileOnDiskTest : public testing::Test {
  protected:
-  PolicyFileOnDiskTest() : folder_(fs::path(testing::TempDir()) / "policy_file_test") {
+  PolicyFileOnDiskTest() : folder_(fs::path(ProcessTempDir()) / "policy_file_test") {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
   }

@@ -1,4 +1,5 @@
 #include "controller/policy_lookup.h"
+#include "tests/unit/support/process_temp_dir.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,7 +26,7 @@ PolicyFile FileFor(uint64_t fingerprint) {
 // models/m.gguf, policies/ with a file for the model of fingerprint 1 and one for that of 2.
 class PolicyLookupTest : public testing::Test {
  protected:
-  PolicyLookupTest() : folder_(fs::path(testing::TempDir()) / "policy_lookup_test") {
+  PolicyLookupTest() : folder_(fs::path(ProcessTempDir()) / "policy_lookup_test") {
     fs::remove_all(folder_);
     fs::create_directories(folder_ / "models");
     fs::create_directories(folder_ / "policies");

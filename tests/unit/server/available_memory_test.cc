@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/unit/support/process_temp_dir.h"
 
 namespace whit {
 namespace {
@@ -15,7 +16,7 @@ namespace fs = std::filesystem;
 class AvailableMemoryTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    root_ = fs::path(::testing::TempDir()) /
+    root_ = fs::path(ProcessTempDir()) /
             ::testing::UnitTest::GetInstance()->current_test_info()->name();
     fs::remove_all(root_);
     Write("/proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    1000 kB\n");

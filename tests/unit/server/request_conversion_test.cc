@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/generation_setup.h"
+#include "tests/unit/support/process_temp_dir.h"
 #include "tests/unit/support/tiny_model.h"
 
 namespace whit {
@@ -150,7 +151,7 @@ TEST(RequestIdTest, IsShortPrintableAscii) {
 class PromptTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    const std::string path = ::testing::TempDir() + "/request_conversion_test.gguf";
+    const std::string path = ProcessTempDir() + "/request_conversion_test.gguf";
     const std::vector<std::byte> file = MakeTinyModel().Build();
     std::ofstream(path, std::ios::binary)
         .write(reinterpret_cast<const char*>(file.data()),

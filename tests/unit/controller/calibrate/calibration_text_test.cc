@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/unit/support/process_temp_dir.h"
 #include "tests/unit/support/tiny_model.h"
 
 namespace whit {
@@ -22,7 +23,7 @@ using testing::HasSubstr;
 
 class ReadCalibrationTextTest : public testing::Test {
  protected:
-  ReadCalibrationTextTest() : folder_(fs::path(testing::TempDir()) / "calibration_text_test") {
+  ReadCalibrationTextTest() : folder_(fs::path(ProcessTempDir()) / "calibration_text_test") {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
     const std::vector<std::byte> bytes = MakeTinyModel().Build();

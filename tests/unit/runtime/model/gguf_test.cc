@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/unit/support/gguf_writer.h"
+#include "tests/unit/support/process_temp_dir.h"
 
 namespace whit {
 namespace {
@@ -365,7 +366,7 @@ TEST(GgufTest, ShowsNamesFromTheFileEscapedAndShortened) {
 
 class GgufOpenTest : public testing::Test {
  protected:
-  GgufOpenTest() : path_(std::filesystem::path(testing::TempDir()) / "gguf_open_test.gguf") {}
+  GgufOpenTest() : path_(std::filesystem::path(ProcessTempDir()) / "gguf_open_test.gguf") {}
   ~GgufOpenTest() override { std::filesystem::remove(path_); }
 
   void Write(const Bytes& bytes) {
@@ -394,8 +395,7 @@ TEST_F(GgufOpenTest, NamesThePathInErrors) {
               path_.string() + ": the file is empty");
   Write(Bytes(50, std::byte{7}));
   ExpectError(GgufFile::Open(path_), StatusCode::kInvalidArgument, path_);
-  ExpectError(GgufFile::Open(testing::TempDir()), StatusCode::kInvalidArgument,
-              "not a regular file");
+  ExpectError(GgufFile::Open(ProcessTempDir()), StatusCode::kInvalidArgument, "not a regular file");
 }
 
 }  // namespace
