@@ -38,10 +38,10 @@ struct EngineOptions {
   // Prompt tokens of a step in which streams decode: what a prompt adds to their inter-token
   // latency.
   int prefill_chunk_tokens = 64;
-  // What headroom is counted for; each request brings its own.
   // Finished requests whose pages are kept while nothing else needs them, so that a prompt that
   // begins like one of theirs need not be computed again. 0: none.
   int max_cached_prefixes = 0;
+  // What headroom is counted for; each request brings its own.
   PrecisionPolicySpec kv_policy{};
 };
 

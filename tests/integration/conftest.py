@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from grpc_tools import protoc
@@ -22,12 +23,14 @@ def pytest_configure(config):
     missing = [name for name in needed if not (BIN_DIR / name).exists()]
     if missing:
         pytest.exit(f"{', '.join(missing)} not in {BIN_DIR}: build first, or set WHIT_BIN_DIR", 2)
-    stubs = config.cache.mkdir("stubs")
+    folder = tempfile.TemporaryDirectory(prefix="whit-stubs-")
+    config.add_cleanup(folder.cleanup)
+    stubs = folder.name
     code = protoc.main(
         ["protoc", f"-I{ROOT / 'proto'}", f"--python_out={stubs}", f"--grpc_python_out={stubs}",
          "whit/v1/text_generation.proto"])
     assert code == 0
-    sys.path.insert(0, str(stubs))
+    sys.path.insert(0, stubs)
     importlib.invalidate_caches()
 
 

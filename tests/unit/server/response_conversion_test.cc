@@ -85,6 +85,8 @@ EngineSnapshot BusyEngine() {
   snapshot.waiting_prompt_tokens = 300;
   snapshot.prompt_tokens_total = 44;
   snapshot.generated_tokens_total = 55;
+  snapshot.prefix_query_tokens_total = 66;
+  snapshot.prefix_hit_tokens_total = 33;
   snapshot.draining = true;
   return snapshot;
 }
@@ -139,6 +141,8 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_requests_waiting"], 3);
   EXPECT_EQ(samples["whit_prompt_tokens_total"], 44);
   EXPECT_EQ(samples["whit_generation_tokens_total"], 55);
+  EXPECT_EQ(samples["whit_prefix_cache_query_tokens_total"], 66);
+  EXPECT_EQ(samples["whit_prefix_cache_hit_tokens_total"], 33);
 }
 
 }  // namespace
