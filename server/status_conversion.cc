@@ -42,7 +42,7 @@ std::string RejectionReasonFor(const absl::Status& status) {
     case absl::StatusCode::kResourceExhausted:
       return "tokenizer_busy";
     case absl::StatusCode::kUnavailable:
-      return "loading";
+      return status == LoadingError() ? "loading" : "draining";
     default:
       return "other";
   }

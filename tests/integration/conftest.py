@@ -1,7 +1,8 @@
 """Fixtures of the process-level tests.
 
-Nothing is built here: the binaries are those in $WHIT_BIN_DIR (default build/release/bin). The model is
-a tiny one that whit_make_tiny_model writes; $WHIT_MODEL names a real one for the tests that need it.
+Nothing is built here: the binaries are those in $WHIT_BIN_DIR (default build/release/bin). The
+model is a tiny one that whit_make_tiny_model writes; $WHIT_MODEL names a real one for the tests
+that need it.
 """
 
 import importlib

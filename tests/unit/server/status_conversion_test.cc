@@ -61,6 +61,7 @@ TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {
   EXPECT_EQ(RejectionReasonFor(CheckTicket(limits, busy)), "draining");
 
   EXPECT_EQ(RejectionReasonFor(LoadingError()), "loading");
+  EXPECT_EQ(RejectionReasonFor(absl::UnavailableError("going down")), "draining");
   EXPECT_EQ(RejectionReasonFor(TokenizerBusyError()), "tokenizer_busy");
   EXPECT_EQ(RejectionReasonFor(absl::InvalidArgumentError("")), "invalid");
   EXPECT_EQ(RejectionReasonFor(absl::UnimplementedError("")), "unimplemented");
