@@ -40,3 +40,7 @@ def test_it_knows_what_is_likelier(server):
             return stub.Score(ask).total_logprob
 
     assert score(" four") > score(" blue")
+
+
+def test_the_quickstart_model_has_its_policy_file(server):
+    assert server.wait_for_event("policy file")["path"].endswith(".whitpolicy")
