@@ -7,6 +7,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/matmul.cc"
 #define HWY_WANT_AVX3_DL 1
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "runtime/ops/dot-inl.h"
@@ -21,6 +22,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Rows of activations per pass over a panel: their accumulators (64 bytes a row) stay in L1.
 constexpr size_t kRowBlock = 128;
+
+// How far ahead of the multiplication a panel's groups are fetched. One row of activations leaves
+// too little work to keep enough cache lines on their way; more rows do not mind. Panels follow
+// each other in memory, so the distance may reach into the next.
+constexpr size_t kPrefetchBytes = 8192;
+
+HWY_INLINE void PrefetchAhead(const std::byte* group, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) {
+    hwy::Prefetch(group + kPrefetchBytes + line);
+  }
+}
 
 // One SIMD vector of a group's scales, as f32.
 HWY_INLINE VF LoadScales(const std::byte* scales, size_t index, bool f32) {
@@ -90,6 +102,7 @@ void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t 
     for (end = row + 1; end < row0 + rows && a.bits(end) == bits;) ++end;
     const std::byte* group = w.group(panel, 0);
     for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
+      PrefetchAhead(group, group_bytes);
       const GroupActivations part = {.codes = a.codes(g) + row * kGroupColumns,
                                      .low_codes = a.low_codes(g) + row * kGroupColumns,
                                      .scales = a.scales(g) + row,
@@ -248,9 +261,10 @@ namespace {
 HWY_EXPORT(MultiplyPanels);
 HWY_EXPORT(QuantizeRow);
 
-// Chunks of work claimed at a time: small enough to balance, large enough to stream.
+// Chunks of work claimed at a time: small enough to balance, large enough to stream, since the
+// first kPrefetchBytes of each are not fetched ahead.
 constexpr size_t kMinChunkBytes = 8192;
-constexpr size_t kChunksPerThread = 4;
+constexpr size_t kChunksPerThread = 2;
 
 }  // namespace
 
