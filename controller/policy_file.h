@@ -30,6 +30,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "controller/importance.h"
+#include "controller/learned_model.h"
 
 namespace whit {
 
@@ -53,8 +55,22 @@ struct PolicyFile {
     bool operator==(const Note&) const = default;
   };
 
+  // `bits` per element, codes and scales, are what tokens got at this price on text held out.
+  struct PricePoint {
+    float bits = 0;
+    float price = 0;
+    bool operator==(const PricePoint&) const = default;
+  };
+
   ModelIdentity model;
   std::vector<float> key_means;  // model.key_elements() of them
+  // What follows may be absent: the policies that need it are then refused.
+  std::optional<ImportanceModel> importance;  // adaptive
+  std::vector<PricePoint> prices;             // adaptive; bits falling, price rising
+  // [layer][KV head][2]: mean of importance * |k - mean|^2, and of importance * |v|^2, over tokens;
+  // static-allocated.
+  std::vector<float> sensitivities;
+  std::optional<LearnedModel> learned;  // learned
   std::vector<Note> notes;
 };
 
