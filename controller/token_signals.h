@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "kvpool/rung.h"
 
 namespace whit {
 
@@ -30,19 +31,19 @@ class AttentionTally {
 
   // Tokens that join, with nothing received.
   void Append(int layer, int kv_head, int num_tokens);
-  // The oldest `num_tokens` are decided.
+  // The oldest `num_tokens`, whole tiles of them, are decided.
   void Drop(int layer, int kv_head, int num_tokens);
 
   int first_position(int layer, int kv_head) const { return list(layer, kv_head).first_position; }
-  int num_tokens(int layer, int kv_head) const {
-    return static_cast<int>(list(layer, kv_head).sum.size());
-  }
-  // Valid until the list's next Append or Drop.
+  int num_tokens(int layer, int kv_head) const { return list(layer, kv_head).tokens; }
+  // By token, oldest first, and zeros up to a multiple of kTileTokens. Valid until the list's next
+  // Append or Drop.
   ReceivedAttention received(int layer, int kv_head);
 
  private:
   struct List {
     int first_position = 0;
+    int tokens = 0;
     std::vector<float> sum, squares, recent;
   };
   List& list(int layer, int kv_head) { return lists_[size_t{1} * layer * num_kv_heads_ + kv_head]; }

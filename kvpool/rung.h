@@ -21,8 +21,14 @@ inline constexpr int kNumRungs = 6;
 // Tokens of a tile: one page holds 16 tokens of one KV head of one layer.
 inline constexpr int kTileTokens = 16;
 
-int KeyBits(Rung rung);
-int ValueBits(Rung rung);
+constexpr int KeyBits(Rung rung) {
+  constexpr int kBits[kNumRungs] = {2, 4, 4, 8, 8, 16};
+  return kBits[static_cast<size_t>(rung)];
+}
+constexpr int ValueBits(Rung rung) {
+  constexpr int kBits[kNumRungs] = {2, 2, 4, 4, 8, 16};
+  return kBits[static_cast<size_t>(rung)];
+}
 
 // "K4V2", …, "FP16": the spelling used in flags, metrics and the API.
 std::string_view RungName(Rung rung);
@@ -31,7 +37,11 @@ absl::StatusOr<Rung> ParseRung(std::string_view name);
 
 // Bytes of one page: codes plus one fp16 scale per token for K and for V (none at FP16). A multiple
 // of 64 for every head_dim that is a multiple of 16.
-size_t PageBytes(Rung rung, int head_dim);
+constexpr size_t PageBytes(Rung rung, int head_dim) {
+  const size_t codes = size_t{kTileTokens} * head_dim * (KeyBits(rung) + ValueBits(rung)) / 8;
+  const size_t scales = rung == Rung::kFp16 ? 0 : 2 * kTileTokens * sizeof(uint16_t);
+  return codes + scales;
+}
 
 }  // namespace whit
 

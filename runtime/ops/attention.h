@@ -8,53 +8,15 @@
 #define WHIT_RUNTIME_OPS_ATTENTION_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 #include "absl/types/span.h"
-#include "hwy/aligned_allocator.h"
+#include "controller/token_signals.h"
 #include "kvpool/page_table.h"
+#include "runtime/ops/attention_queries.h"
 #include "runtime/ops/thread_pool.h"
 
 namespace whit {
-
-struct AttentionShape {
-  int num_heads = 0;  // query heads; a multiple of num_kv_heads
-  int num_kv_heads = 0;
-  int head_dim = 0;  // multiple of 16
-  float scale = 0;   // usually 1/sqrt(head_dim)
-};
-
-// The queries of one call, in the forms that the kernels read. A query head of a row is
-//   rotated [head_dim] f32
-//   high, low [head_dim] int8    rotated = unit * (128 * high + low)
-class AttentionQueries {
- public:
-  AttentionQueries(const AttentionShape& shape, size_t max_rows);
-
-  // `q` is a row of queries after RoPE, [num_heads * head_dim]. Different threads may set different
-  // rows.
-  void SetRow(size_t row, const float* q);
-
-  struct View {
-    const float* rotated;
-    const int8_t* high;
-    const int8_t* low;
-    float unit;
-    int32_t high_sum, low_sum;
-  };
-  View view(size_t row, int head) const;
-
- private:
-  struct Scalars {
-    float unit;
-    int32_t high_sum, low_sum;
-  };
-  const AttentionShape shape_;
-  hwy::AlignedFreeUniquePtr<float[]> rotated_;      // [row][head][head_dim]
-  hwy::AlignedFreeUniquePtr<int8_t[]> high_, low_;  // likewise
-  std::vector<Scalars> scalars_;                    // [row][head]
-};
 
 // Consecutive tokens of one sequence. Their own keys and values are in the table already; row i
 // sees the table's first first_position + i + 1 tokens.
@@ -65,11 +27,17 @@ struct AttentionSlice {
   int num_tokens = 0;
   int first_position = 0;
   const PageTable* kv = nullptr;
+  // If not null: given what the table's undecided tokens receive. It has all of them, with those of
+  // this slice.
+  AttentionTally* tally = nullptr;
+  // If not null: [num_tokens][num_heads], set to the sum of the squared probabilities.
+  float* squared_probabilities = nullptr;
 };
 
 // Memory that a caller keeps between calls.
 struct AttentionScratch {
-  std::vector<float> floats;
+  std::vector<float> shared;
+  std::vector<std::vector<float>> by_thread;
 };
 
 // out = softmax(scale * q K^T) V for every slice, head and row. Work is split over (slice, KV head,

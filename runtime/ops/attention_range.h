@@ -23,16 +23,20 @@ inline constexpr int kQueryTile = 4;
 // The score of a slot that holds no token or one that the query may not see.
 inline constexpr float kNoScore = -1e30f;
 
+// Scores are exponents of 2: scale * log2(e) * q . k.
+inline constexpr float kLog2E = 1.44269504f;
+
 // What a range, or several merged, contributes to one query's output: sum over its tokens of
-// exp(score - max), and of exp(score - max) * value.
+// p = 2^(score - max), and of p * value.
 struct Partial {
-  float max;
-  float sum;
-  float* values;  // [head_dim]
+  float max = 0;
+  float sum = 0;
+  float squares = 0;        // sum of p^2, if anybody asked
+  float* values = nullptr;  // [head_dim]
 };
 
-// Up to kQueryTile queries of one KV head (attention.h, AttentionQueries), and how many of the
-// table's tokens each may see.
+// Up to kQueryTile queries of one KV head (attention_queries.h), and how many of the table's tokens
+// each may see.
 struct QueryTile {
   int count = 0;
   int visible[kQueryTile] = {};
@@ -58,6 +62,25 @@ struct RangeView {
   const std::byte* page_data(size_t i) const { return base + pages[i].unit * kPageUnitBytes; }
   const float* mean(uint16_t block) const { return means->mean(block, layer, kv_head); }
 };
+
+// p of a tile's queries for the slots of a range: [query][slot], 16 slots a page.
+using RangeProbabilities = float[kQueryTile][kRangeTokens];
+
+// A tile of queries against one range. The last query sees a token of it; the partial of one that
+// does not means nothing, and its p are then not 0.
+void AttendRange(const RangeView& range, const QueryTile& tile, Partial* partials,
+                 RangeProbabilities& p);
+
+// into[i] = into[i] * keep + add[i] * factor
+void ScaleAndAdd(float* into, float keep, const float* add, float factor, size_t n);
+
+// The sum of p[i]^2.
+float SumOfSquares(const float* p, size_t n);
+
+// What n tokens receive from a query that attends to them with probabilities p * factor, and whose
+// recent attention counts `weight`: added to sum, squares and recent (token_signals.h), [n].
+void AddReceived(const float* p, float factor, float weight, size_t n, float* sum, float* squares,
+                 float* recent);
 
 }  // namespace whit
 

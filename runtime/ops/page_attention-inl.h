@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kvpool/page.h"
 #include "runtime/ops/attention_range.h"
@@ -52,11 +51,21 @@ HWY_INLINE VI Codes(VI packed, int part) {
   }
 }
 
-// scores[query][16] = rotated . key, for one page of kBits-bit keys without their mean. Codes of 4
-// and 2 bits meet the query's high bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
+// What a page's scores are made of beside its keys. Scores are in units of log2(e): 2^score is what
+// softmax wants.
+template <int kQueries>
+struct ScoreTerms {
+  float scale = 0;               // of a dot product of the query with a key
+  float unit[kQueries] = {};     // the same for the query's integers
+  float of_mean[kQueries] = {};  // the score of the mean that the page's keys are relative to
+};
+
+// scores[query][16] for one page of kBits-bit keys. Codes of 4 and 2 bits meet the query's high
+// bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
 template <int kBits, int kQueries, int kDim>
 HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, int head_dim,
-                                const QueryTile& tile, float* const* scores) {
+                                const QueryTile& tile, const ScoreTerms<kQueries>& terms,
+                                float* const* scores) {
   constexpr bool kLow = kBits == 8;
   constexpr int kMaxCode = (1 << kBits) - 1;
   constexpr size_t kRowStep = kBits == 8 ? 2 : 1;
@@ -92,11 +101,11 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
                              hn::ConvertTo(df, sum));
       };
       VF score = hn::Mul(centre(hn::Add(high[i][0], high[i][1]), tile.high_sum[i]),
-                         hn::Set(df, 128.0f * tile.unit[i]));
+                         hn::Set(df, 128.0f * terms.unit[i]));
       if constexpr (kLow) {
-        score = hn::MulAdd(centre(low[i], tile.low_sum[i]), hn::Set(df, tile.unit[i]), score);
+        score = hn::MulAdd(centre(low[i], tile.low_sum[i]), hn::Set(df, terms.unit[i]), score);
       }
-      hn::StoreU(hn::Mul(score, scale), df, scores[i] + lane);
+      hn::StoreU(hn::MulAdd(score, scale, hn::Set(df, terms.of_mean[i])), df, scores[i] + lane);
     }
   }
 }
@@ -105,7 +114,7 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
 // busy.
 template <int kQueries, int kDim>
 HWY_INLINE void Fp16Scores(const std::byte* page, int any_dim, const QueryTile& tile,
-                           float* const* scores) {
+                           const ScoreTerms<kQueries>& terms, float* const* scores) {
   const DF df;
   const int head_dim = kDim != 0 ? kDim : any_dim;
   for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
@@ -120,7 +129,7 @@ HWY_INLINE void Fp16Scores(const std::byte* page, int any_dim, const QueryTile& 
       }
     }
     for (int i = 0; i < kQueries; ++i) {
-      hn::StoreU(hn::Add(even[i], odd[i]), df, scores[i] + lane);
+      hn::StoreU(hn::Mul(hn::Add(even[i], odd[i]), hn::Set(df, terms.scale)), df, scores[i] + lane);
     }
   }
 }
@@ -129,62 +138,66 @@ HWY_INLINE void Fp16Scores(const std::byte* page, int any_dim, const QueryTile& 
 struct PageWeights {
   HWY_ALIGN uint8_t high[kTileTokens];
   HWY_ALIGN uint8_t low[kTileTokens];  // 16-bit weights only: weight = 256 * high + low
-  float unit;
-  float sum;  // of the integers
+  float unit;                          // 0: all of them are 0
 };
 
-// 8-bit weights, or 16-bit ones if kWide. False if all are zero.
+// 8-bit weights, or 16-bit ones if kWide.
 template <bool kWide>
-HWY_INLINE bool QuantizeWeights(const float* p, const std::byte* scales, PageWeights& weights) {
+HWY_INLINE void QuantizeWeights(const float* p, const std::byte* scales, PageWeights& weights) {
   const DF df;
   const hn::Rebind<uint8_t, DF> du8;
-  HWY_ALIGN float scaled[kTileTokens];
   VF largest = hn::Zero(df);
   for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
-    const VF w = hn::Mul(hn::LoadU(df, p + lane), LoadHalf(scales, lane));
-    hn::Store(w, df, scaled + lane);
-    largest = hn::Max(largest, w);
+    largest = hn::Max(largest, hn::Mul(hn::LoadU(df, p + lane), LoadHalf(scales, lane)));
   }
   const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
-  if (!(max > 1e-30f)) return false;
   constexpr float kLargest = kWide ? 65535.0f : 255.0f;
-  const VF inverse = hn::Set(df, kLargest / max);
-  VI sum = hn::Zero(DI());
+  const bool any = max > 1e-30f;
+  weights.unit = any ? max / kLargest : 0.0f;
+  const VF inverse = hn::Set(df, any ? kLargest / max : 0.0f);
+  // Added to a number below 2^22, this leaves its nearest integer in the lowest bits.
+  const VF round = hn::Set(df, 0x1p23f);
   for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
-    const VI w = hn::NearestInt(hn::Mul(hn::Load(df, scaled + lane), inverse));
-    sum = hn::Add(sum, w);
+    const VF w = hn::Mul(hn::LoadU(df, p + lane), LoadHalf(scales, lane));
+    const VI integer = hn::BitCast(DI(), hn::MulAdd(w, inverse, round));
+    // Not TruncateTo: Highway 1.0.3 has it wrong for AVX3_DL.
+    const auto byte = [&](VI x) { return hn::DemoteTo(du8, hn::And(x, hn::Set(DI(), 0xFF))); };
     if constexpr (kWide) {
-      hn::StoreU(hn::DemoteTo(du8, hn::ShiftRight<8>(w)), du8, weights.high + lane);
-      hn::StoreU(hn::DemoteTo(du8, hn::And(w, hn::Set(DI(), 0xFF))), du8, weights.low + lane);
+      hn::StoreU(byte(hn::ShiftRight<8>(integer)), du8, weights.high + lane);
+      hn::StoreU(byte(integer), du8, weights.low + lane);
     } else {
-      hn::StoreU(hn::DemoteTo(du8, w), du8, weights.high + lane);
+      hn::StoreU(byte(integer), du8, weights.high + lane);
     }
   }
-  weights.unit = max / kLargest;
-  weights.sum = static_cast<float>(hn::GetLane(hn::SumOfLanes(DI(), sum)));
-  return true;
 }
 
-// values[query][head_dim] += sum over tokens of p * value, for one page of kBits-bit values.
+// values[query][head_dim] += sum over tokens of weight * value, for one page of kBits-bit values.
 template <int kBits, int kQueries, int kDim>
-HWY_INLINE void AddQuantizedValues(const std::byte* codes, const std::byte* scales, int head_dim,
-                                   const float* const* p, float* const* values) {
+HWY_INLINE void AddQuantizedValues(const std::byte* codes, int head_dim, const PageWeights* weights,
+                                   float* const* values) {
   constexpr bool kWide = kBits == 8;
   constexpr size_t kPlanes = QuantizedPageLayout::ValuePlanes(kBits);
   // Signed codes of 8 bits are c - 128; smaller ones are small enough as they are.
   constexpr int kMaxS = kBits == 8 ? 128 : (1 << kBits) - 1;
   constexpr float kCentre = kBits == 8 ? -0.5f : 0.5f * ((1 << kBits) - 1);
   const DF df;
-  PageWeights weights[kQueries];
-  bool any = false;
+  // A code c stands for c - kCentre: what that takes off, for all dimensions alike.
+  VF centre[kQueries];
+  float any = 0;
   for (int i = 0; i < kQueries; ++i) {
-    if (QuantizeWeights<kWide>(p[i], scales, weights[i])) {
-      any = true;
-    } else {
-      std::memset(&weights[i], 0, sizeof(weights[i]));
+    any += weights[i].unit;
+    const VI ones = hn::Set(DI(), 0x01010101);
+    VI high = hn::Zero(DI()), low = hn::Zero(DI());
+    for (size_t quad = 0; quad < 4; ++quad) {
+      high = quad_dot::Add<255, 1>(high, BroadcastQuad(weights[i].high, quad), ones);
+      if constexpr (kWide) {
+        low = quad_dot::Add<255, 1>(low, BroadcastQuad(weights[i].low, quad), ones);
+      }
     }
+    if constexpr (kWide) high = hn::Add(hn::ShiftLeft<8>(high), low);
+    centre[i] = hn::Mul(hn::ConvertTo(df, high), hn::Set(df, kCentre));
   }
-  if (!any) return;
+  if (any == 0) return;
   const size_t d = kDim != 0 ? kDim : head_dim;
   for (size_t block = 0; block < d; block += 16, codes += kPlanes * kRowBytes) {
     for (size_t lane = 0; lane < 16; lane += hn::Lanes(df)) {
@@ -207,7 +220,7 @@ HWY_INLINE void AddQuantizedValues(const std::byte* codes, const std::byte* scal
           }
         }
         if constexpr (kWide) high = hn::Add(hn::ShiftLeft<8>(high), low);
-        const VF sum = hn::Sub(hn::ConvertTo(df, high), hn::Set(df, kCentre * weights[i].sum));
+        const VF sum = hn::Sub(hn::ConvertTo(df, high), centre[i]);
         float* out = values[i] + block + lane;
         hn::StoreU(hn::MulAdd(sum, hn::Set(df, weights[i].unit), hn::LoadU(df, out)), df, out);
       }
@@ -255,17 +268,27 @@ HWY_INLINE float MeanScore(const float* q, const float* mean, int head_dim) {
   return hn::GetLane(hn::SumOfLanes(df, sum));
 }
 
-// scores = scale * (scores + mean_score), kNoScore from `visible` on.
-HWY_INLINE void FinishScores(float* scores, float mean_score, float scale, int visible) {
+// 2^x for x <= 0, within 1e-7 of it; 0 below -100, so that nothing becomes subnormal, which is
+// slow.
+HWY_INLINE VF Exp2(VF x) {
   const DF df;
-  for (size_t lane = 0; lane < kTileTokens; lane += hn::Lanes(df)) {
-    const VF s = hn::Add(hn::LoadU(df, scores + lane), hn::Set(df, mean_score));
-    hn::StoreU(hn::Mul(s, hn::Set(df, scale)), df, scores + lane);
-  }
-  for (int t = std::max(visible, 0); t < kTileTokens; ++t) scores[t] = kNoScore;
+  // Added to a small number, this leaves its nearest integer in the lowest bits.
+  const VF round = hn::Set(df, 0x1.8p23f);
+  const VF rounded = hn::Add(x, round);
+  const VF f = hn::Sub(x, hn::Sub(rounded, round));
+  // The polynomial of degree 5 with the least relative error on [-1/2, 1/2].
+  VF y = hn::Set(df, 0.00132764707f);
+  y = hn::MulAdd(y, f, hn::Set(df, 0.00967554132f));
+  y = hn::MulAdd(y, f, hn::Set(df, 0.0555071328f));
+  y = hn::MulAdd(y, f, hn::Set(df, 0.240221197f));
+  y = hn::MulAdd(y, f, hn::Set(df, 0.693146967f));
+  y = hn::MulAdd(y, f, hn::Set(df, 1.00000007f));
+  const VI exponent = hn::ShiftLeft<23>(hn::BitCast(DI(), rounded));
+  return hn::IfThenElseZero(hn::Ge(x, hn::Set(df, -100.0f)),
+                            hn::BitCast(df, hn::Add(hn::BitCast(DI(), y), exponent)));
 }
 
-// Turns scores into exp(score - max).
+// Turns n scores into p = 2^(score - max).
 HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, float* sum) {
   const DF df;
   VF largest = hn::Set(df, kNoScore);
@@ -276,7 +299,7 @@ HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, f
   const VF m = hn::Set(df, *max);
   VF total = hn::Zero(df);
   for (size_t t = 0; t < n; t += hn::Lanes(df)) {
-    const VF p = hn::Exp(df, hn::Sub(hn::LoadU(df, scores + t), m));
+    const VF p = Exp2(hn::Sub(hn::LoadU(df, scores + t), m));
     total = hn::Add(total, p);
     hn::StoreU(p, df, scores + t);
   }
@@ -285,35 +308,48 @@ HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, f
 
 template <int kQueries, int kDim>
 HWY_INLINE void PageScores(const std::byte* page, Rung rung, int head_dim, const QueryTile& tile,
-                           float* const* scores) {
+                           const ScoreTerms<kQueries>& terms, float* const* scores) {
   const QuantizedPageLayout layout(head_dim, KeyBits(rung), ValueBits(rung));
   const std::byte* scales = page + layout.key_scales;
   switch (KeyBits(rung)) {
     case 2:
-      return QuantizedScores<2, kQueries, kDim>(page, scales, head_dim, tile, scores);
+      return QuantizedScores<2, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
     case 4:
-      return QuantizedScores<4, kQueries, kDim>(page, scales, head_dim, tile, scores);
+      return QuantizedScores<4, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
     case 8:
-      return QuantizedScores<8, kQueries, kDim>(page, scales, head_dim, tile, scores);
+      return QuantizedScores<8, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
     default:
       return Fp16Scores<kQueries, kDim>(page + Fp16PageLayout::KeyOffset(head_dim), head_dim, tile,
-                                        scores);
+                                        terms, scores);
+  }
+}
+
+template <int kQueries>
+HWY_INLINE void PageWeightsOf(const std::byte* page, Rung rung, int head_dim, const float* const* p,
+                              PageWeights* weights) {
+  const std::byte* scales =
+      page + QuantizedPageLayout(head_dim, KeyBits(rung), ValueBits(rung)).value_scales;
+  for (int i = 0; i < kQueries; ++i) {
+    if (ValueBits(rung) == 8) {
+      QuantizeWeights</*kWide=*/true>(p[i], scales, weights[i]);
+    } else {
+      QuantizeWeights</*kWide=*/false>(p[i], scales, weights[i]);
+    }
   }
 }
 
 template <int kQueries, int kDim>
 HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, const float* const* p,
-                              float* const* values) {
-  const QuantizedPageLayout layout(head_dim, KeyBits(rung), ValueBits(rung));
-  const std::byte* codes = page + layout.value_codes;
-  const std::byte* scales = page + layout.value_scales;
+                              const PageWeights* weights, float* const* values) {
+  const std::byte* codes =
+      page + QuantizedPageLayout(head_dim, KeyBits(rung), ValueBits(rung)).value_codes;
   switch (ValueBits(rung)) {
     case 2:
-      return AddQuantizedValues<2, kQueries, kDim>(codes, scales, head_dim, p, values);
+      return AddQuantizedValues<2, kQueries, kDim>(codes, head_dim, weights, values);
     case 4:
-      return AddQuantizedValues<4, kQueries, kDim>(codes, scales, head_dim, p, values);
+      return AddQuantizedValues<4, kQueries, kDim>(codes, head_dim, weights, values);
     case 8:
-      return AddQuantizedValues<8, kQueries, kDim>(codes, scales, head_dim, p, values);
+      return AddQuantizedValues<8, kQueries, kDim>(codes, head_dim, weights, values);
     default:
       return AddFp16Values<kQueries, kDim>(page + Fp16PageLayout::ValueOffset(head_dim), head_dim,
                                            p, values);
@@ -327,68 +363,85 @@ HWY_INLINE void PrefetchBytes(const std::byte* p, size_t bytes) {
 }
 constexpr size_t kPagesAhead = 4;
 
+// Three passes over the range's pages, each of which leaves the processor enough independent work:
+// scores; probabilities and, for quantized values, integer weights; values.
 template <int kQueries, int kDim>
-void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials) {
-  HWY_ALIGN float scores[kQueries][kRangeTokens];
+void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials,
+                RangeProbabilities& p) {
   const int head_dim = kDim != 0 ? kDim : range.head_dim;
   const size_t num_pages = range.pages.size();
-  float* page_scores[kQueries];
-  float mean_scores[kQueries] = {};
+  float* page_p[kQueries];
+  const auto select = [&](size_t j) {
+    for (int i = 0; i < kQueries; ++i) page_p[i] = p[i] + j * kTileTokens;
+  };
+
+  ScoreTerms<kQueries> terms;
+  terms.scale = range.scale * kLog2E;
+  for (int i = 0; i < kQueries; ++i) terms.unit[i] = tile.unit[i] * terms.scale;
   uint16_t mean_block = PageEntry::kNoMean;
   int seen = range.tokens_before;
   for (size_t j = 0; j < num_pages; ++j) {
     const PageEntry& page = range.pages[j];
     if (j + kPagesAhead < num_pages) {
       const Rung rung = range.pages[j + kPagesAhead].rung;
-      const size_t key_bytes = size_t{2} * head_dim * KeyBits(rung);
-      PrefetchBytes(range.page_data(j + kPagesAhead), key_bytes);
+      const size_t bytes = PageBytes(rung, head_dim);
+      // A page of FP16 comes in two parts, its values with the third pass.
+      PrefetchBytes(range.page_data(j + kPagesAhead), rung == Rung::kFp16 ? bytes / 2 : bytes);
     }
-    for (int i = 0; i < kQueries; ++i) page_scores[i] = scores[i] + j * kTileTokens;
-    PageScores<kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, page_scores);
     if (page.mean_block != mean_block) {
       mean_block = page.mean_block;
       for (int i = 0; i < kQueries; ++i) {
-        mean_scores[i] = mean_block == PageEntry::kNoMean
-                             ? 0.0f
-                             : MeanScore(tile.rotated[i], range.mean(mean_block), head_dim);
+        terms.of_mean[i] =
+            mean_block == PageEntry::kNoMean
+                ? 0.0f
+                : terms.scale * MeanScore(tile.rotated[i], range.mean(mean_block), head_dim);
       }
     }
+    select(j);
+    PageScores<kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, terms, page_p);
     for (int i = 0; i < kQueries; ++i) {
-      FinishScores(page_scores[i], mean_scores[i], range.scale,
-                   std::min<int>(page.tokens, tile.visible[i] - seen));
+      const int visible = std::max(0, std::min<int>(page.tokens, tile.visible[i] - seen));
+      for (int t = visible; t < kTileTokens; ++t) page_p[i][t] = kNoScore;
     }
     seen += page.tokens;
   }
+
+  PageWeights weights[kRangePages][kQueries];
   float* values[kQueries];
   for (int i = 0; i < kQueries; ++i) {
-    Exponentiate(scores[i], num_pages * kTileTokens, &partials[i].max, &partials[i].sum);
+    Exponentiate(p[i], num_pages * kTileTokens, &partials[i].max, &partials[i].sum);
     values[i] = partials[i].values;
     std::memset(values[i], 0, head_dim * sizeof(float));
   }
   for (size_t j = 0; j < num_pages; ++j) {
-    if (j + kPagesAhead < num_pages) {
-      const Rung rung = range.pages[j + kPagesAhead].rung;
-      const size_t key_bytes = size_t{2} * head_dim * KeyBits(rung);
-      PrefetchBytes(range.page_data(j + kPagesAhead) + key_bytes,
-                    PageBytes(rung, head_dim) - key_bytes);
+    if (range.pages[j].rung == Rung::kFp16) continue;
+    select(j);
+    PageWeightsOf<kQueries>(range.page_data(j), range.pages[j].rung, head_dim, page_p, weights[j]);
+  }
+
+  for (size_t j = 0; j < num_pages; ++j) {
+    if (j + kPagesAhead < num_pages && range.pages[j + kPagesAhead].rung == Rung::kFp16) {
+      const size_t half = PageBytes(Rung::kFp16, head_dim) / 2;
+      PrefetchBytes(range.page_data(j + kPagesAhead) + half, half);
     }
-    const float* p[kQueries];
-    for (int i = 0; i < kQueries; ++i) p[i] = scores[i] + j * kTileTokens;
-    AddPageValues<kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, p, values);
+    select(j);
+    AddPageValues<kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, page_p,
+                                  weights[j], values);
   }
 }
 
 template <int kDim>
-HWY_INLINE void AttendTileOfDim(const RangeView& range, const QueryTile& tile, Partial* partials) {
+HWY_INLINE void AttendTileOfDim(const RangeView& range, const QueryTile& tile, Partial* partials,
+                                RangeProbabilities& p) {
   switch (tile.count) {
     case 1:
-      return AttendTile<1, kDim>(range, tile, partials);
+      return AttendTile<1, kDim>(range, tile, partials, p);
     case 2:
-      return AttendTile<2, kDim>(range, tile, partials);
+      return AttendTile<2, kDim>(range, tile, partials, p);
     case 3:
-      return AttendTile<3, kDim>(range, tile, partials);
+      return AttendTile<3, kDim>(range, tile, partials, p);
     default:
-      return AttendTile<4, kDim>(range, tile, partials);
+      return AttendTile<4, kDim>(range, tile, partials, p);
   }
 }
 

@@ -2,12 +2,19 @@
 #ifndef WHIT_TESTS_UNIT_SUPPORT_SIMD_TARGETS_H_
 #define WHIT_TESTS_UNIT_SUPPORT_SIMD_TARGETS_H_
 
+// As in the kernels: HWY_TARGETS would lack this target otherwise.
+#define HWY_WANT_AVX3_DL 1
+
 #include <gtest/gtest.h>
 
 #include <cstdint>
 
 #include "hwy/highway.h"
 #include "hwy/targets.h"
+
+#if defined(__x86_64__)
+static_assert((HWY_TARGETS & HWY_AVX3_DL) != 0, "include this header before Highway's");
+#endif
 
 namespace whit {
 

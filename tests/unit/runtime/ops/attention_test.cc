@@ -240,5 +240,112 @@ TEST(AttentionTest, ARowIsBitwiseTheSameAloneBatchedAndInAnyChunk) {
   }
 }
 
+// What undecided tokens receive, by the definition: probabilities of every query in double.
+struct ExpectedTally {
+  ExpectedTally(const AttentionShape& shape, const RandomSequence& sequence, int kv_head,
+                int first_undecided, int count)
+      : sum(sequence.tokens - first_undecided), squares(sum), recent(sum) {
+    const int d = shape.head_dim, group = shape.num_heads / shape.num_kv_heads;
+    std::vector<float> keys, values;
+    sequence.table.Read(0, kv_head, &keys, &values);
+    for (int row = sequence.tokens - count; row < sequence.tokens; ++row) {
+      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        std::vector<float> q(&sequence.q[row * sequence.query_size + head * d],
+                             &sequence.q[row * sequence.query_size + (head + 1) * d]);
+        RotateHadamard(q.data(), d);
+        std::vector<double> p(row + 1);
+        double total = 0;
+        for (int t = 0; t <= row; ++t) {
+          for (int i = 0; i < d; ++i) p[t] += double{q[i]} * keys[t * d + i];
+          total += p[t] = std::exp(p[t] * shape.scale);
+        }
+        double squared = 0;
+        for (int t = 0; t <= row; ++t) {
+          const double a = p[t] / total;
+          squared += a * a;
+          if (t < first_undecided) continue;
+          sum[t - first_undecided] += a;
+          squares[t - first_undecided] += a * a;
+          recent[t - first_undecided] += a * std::pow(kRecentDecay, sequence.tokens - 1 - row);
+        }
+        squared_probabilities.push_back(squared);  // [row][head of the group]
+      }
+    }
+  }
+  std::vector<double> sum, squares, recent, squared_probabilities;
+};
+
+void ExpectNear(const float* got, const std::vector<double>& expected, const char* what) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_NEAR(got[i], expected[i], 1e-3 * expected[i] + 1e-7) << what << " " << i;
+  }
+}
+
+TEST(AttentionTest, TallyAndSquaresAreThoseOfTheProbabilities) {
+  for (const AttentionShape& shape : {Shape(9, 3, 64), Shape(12, 2, 16)}) {
+    const auto pool = MakePool(shape.head_dim);
+    std::mt19937 rng(shape.head_dim);
+    for (int tokens : {33, 530, 1100}) {
+      const RandomSequence sequence(shape, tokens, kExactRing, *pool, nullptr, rng,
+                                    [] { return Rung::kFp16; });
+      for (int count : {1, 5, 33, 150}) {
+        const int first_undecided = std::max(0, (tokens - count - 20) / 16 * 16);
+        if (count > tokens) continue;
+        SCOPED_TRACE(testing::Message()
+                     << "heads " << shape.num_heads << " tokens " << tokens << " rows " << count);
+        ForEachSimdTarget([&] {
+          AttentionTally tally(1, shape.num_kv_heads, first_undecided);
+          std::vector<float> out, squares(count * shape.num_heads);
+          AttentionSlice slice = sequence.Slice(tokens - count, count, out);
+          slice.tally = &tally;
+          slice.squared_probabilities = squares.data();
+          for (int head = 0; head < shape.num_kv_heads; ++head) {
+            tally.Append(0, head, tokens - first_undecided);
+          }
+          ThreadPool threads(2);
+          AttentionScratch scratch;
+          Attention(shape, 0, sequence.queries, {slice}, threads, scratch);
+          for (int head = 0; head < shape.num_kv_heads; ++head) {
+            const ExpectedTally expected(shape, sequence, head, first_undecided, count);
+            const ReceivedAttention received = tally.received(0, head);
+            ExpectNear(received.sum, expected.sum, "sum");
+            ExpectNear(received.squares, expected.squares, "squares");
+            ExpectNear(received.recent, expected.recent, "recent");
+            const int group = shape.num_heads / shape.num_kv_heads;
+            for (int i = 0; i < count * group; ++i) {
+              const double squared = expected.squared_probabilities[i];
+              EXPECT_NEAR(squares[i / group * shape.num_heads + head * group + i % group], squared,
+                          1e-3 * squared);
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST(AttentionTest, TallyIsBitwiseTheSameOnAnyNumberOfThreadsAndAddsUpOverCalls) {
+  const AttentionShape shape = Shape(6, 2, 64);
+  const auto pool = MakePool(64);
+  std::mt19937 rng(5);
+  const RandomSequence sequence(shape, 700, kExactRing, *pool, nullptr, rng,
+                                [] { return Rung::kFp16; });
+  const auto run = [&](int num_threads) {
+    AttentionTally tally(1, 2, 480);
+    ThreadPool threads(num_threads);
+    AttentionScratch scratch;
+    std::vector<float> out;
+    for (int head = 0; head < 2; ++head) tally.Append(0, head, 220);
+    AttentionSlice slice = sequence.Slice(550, 150, out);
+    slice.tally = &tally;
+    Attention(shape, 0, sequence.queries, {slice}, threads, scratch);
+    const std::vector<float> once(tally.received(0, 1).sum, tally.received(0, 1).sum + 220);
+    Attention(shape, 0, sequence.queries, {slice}, threads, scratch);
+    for (int i = 0; i < 220; ++i) EXPECT_FLOAT_EQ(tally.received(0, 1).sum[i], 2 * once[i]);
+    return once;
+  };
+  EXPECT_EQ(run(1), run(3));
+}
+
 }  // namespace
 }  // namespace whit

@@ -1,0 +1,33 @@
+#include "controller/token_signals.h"
+
+namespace whit {
+
+AttentionTally::AttentionTally(int num_layers, int num_kv_heads, int first_position)
+    : num_kv_heads_(num_kv_heads), lists_(size_t{1} * num_layers * num_kv_heads) {
+  for (List& list : lists_) list.first_position = first_position;
+}
+
+void AttentionTally::Append(int layer, int kv_head, int num_tokens) {
+  List& list = this->list(layer, kv_head);
+  list.tokens += num_tokens;
+  const size_t slots = (list.tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
+  for (std::vector<float>* received : {&list.sum, &list.squares, &list.recent}) {
+    received->resize(slots);
+  }
+}
+
+void AttentionTally::Drop(int layer, int kv_head, int num_tokens) {
+  List& list = this->list(layer, kv_head);
+  for (std::vector<float>* received : {&list.sum, &list.squares, &list.recent}) {
+    received->erase(received->begin(), received->begin() + num_tokens);
+  }
+  list.tokens -= num_tokens;
+  list.first_position += num_tokens;
+}
+
+ReceivedAttention AttentionTally::received(int layer, int kv_head) {
+  List& list = this->list(layer, kv_head);
+  return {.sum = list.sum.data(), .squares = list.squares.data(), .recent = list.recent.data()};
+}
+
+}  // namespace whit

@@ -1,0 +1,98 @@
+#include "runtime/ops/attention_range.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "runtime/ops/attention_range.cc"
+#define HWY_WANT_AVX3_DL 1
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+
+#include "hwy/highway.h"
+#include "runtime/ops/page_attention-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+#if HWY_TARGET == HWY_AVX3_DL  // as in quad_dot-inl.h
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+#endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+void AttendRangeT(const RangeView& range, const QueryTile& tile, Partial* partials,
+                  RangeProbabilities& p) {
+  switch (range.head_dim) {
+    case 64:
+      return page_attention::AttendTileOfDim<64>(range, tile, partials, p);
+    case 128:
+      return page_attention::AttendTileOfDim<128>(range, tile, partials, p);
+    default:
+      return page_attention::AttendTileOfDim<0>(range, tile, partials, p);
+  }
+}
+
+// In the next three n is a multiple of 16, as head_dim and the slots of pages are.
+using DF = hn::CappedTag<float, 16>;
+
+void ScaleAndAddT(float* HWY_RESTRICT into, float keep, const float* HWY_RESTRICT add, float factor,
+                  size_t n) {
+  const DF df;
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const auto kept = hn::Mul(hn::LoadU(df, into + i), hn::Set(df, keep));
+    hn::StoreU(hn::MulAdd(hn::LoadU(df, add + i), hn::Set(df, factor), kept), df, into + i);
+  }
+}
+
+float SumOfSquaresT(const float* p, size_t n) {
+  const DF df;
+  auto sum = hn::Zero(df);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const auto x = hn::LoadU(df, p + i);
+    sum = hn::MulAdd(x, x, sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(df, sum));
+}
+
+void AddReceivedT(const float* HWY_RESTRICT p, float factor, float weight, size_t n,
+                  float* HWY_RESTRICT sum, float* HWY_RESTRICT squares,
+                  float* HWY_RESTRICT recent) {
+  const DF df;
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    auto a = hn::Mul(hn::LoadU(df, p + i), hn::Set(df, factor));
+    a = hn::IfThenElseZero(hn::Ge(a, hn::Set(df, 1e-18f)), a);  // squares that are not subnormal
+    hn::StoreU(hn::Add(hn::LoadU(df, sum + i), a), df, sum + i);
+    hn::StoreU(hn::MulAdd(a, a, hn::LoadU(df, squares + i)), df, squares + i);
+    hn::StoreU(hn::MulAdd(a, hn::Set(df, weight), hn::LoadU(df, recent + i)), df, recent + i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace whit
+#if HWY_TARGET == HWY_AVX3_DL
+HWY_POP_ATTRIBUTES
+#endif
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace whit {
+
+HWY_EXPORT(AttendRangeT);
+HWY_EXPORT(ScaleAndAddT);
+HWY_EXPORT(SumOfSquaresT);
+HWY_EXPORT(AddReceivedT);
+
+void AttendRange(const RangeView& range, const QueryTile& tile, Partial* partials,
+                 RangeProbabilities& p) {
+  HWY_DYNAMIC_DISPATCH(AttendRangeT)(range, tile, partials, p);
+}
+
+void ScaleAndAdd(float* into, float keep, const float* add, float factor, size_t n) {
+  HWY_DYNAMIC_DISPATCH(ScaleAndAddT)(into, keep, add, factor, n);
+}
+
+float SumOfSquares(const float* p, size_t n) { return HWY_DYNAMIC_DISPATCH(SumOfSquaresT)(p, n); }
+
+void AddReceived(const float* p, float factor, float weight, size_t n, float* sum, float* squares,
+                 float* recent) {
+  HWY_DYNAMIC_DISPATCH(AddReceivedT)(p, factor, weight, n, sum, squares, recent);
+}
+
+}  // namespace whit
+#endif  // HWY_ONCE
