@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "controller/policy_sections.h"
 
 namespace whit {
 namespace {
@@ -21,8 +21,6 @@ static_assert(std::endian::native == std::endian::little, "fields are copied as 
 
 constexpr std::string_view kMagic = "whitpol\n";
 constexpr uint32_t kVersion = 1;
-constexpr std::string_view kKeyMeans = "key_means", kNotes = "notes";
-constexpr std::string_view kNoteSeparator = " = ";
 
 // Far above what calibration writes, and little enough to read at once.
 constexpr size_t kMaxFileBytes = size_t{64} << 20;
@@ -81,40 +79,6 @@ std::string Printable(std::string_view name) {
     if (c < 0x20 || c > 0x7E) c = '?';
   }
   return text;
-}
-
-absl::StatusOr<std::vector<float>> ParseKeyMeans(std::string_view content,
-                                                 const ModelIdentity& model) {
-  if (content.size() != model.key_elements() * sizeof(float)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("section 'key_means' has ", content.size(), " bytes, but the model (",
-                     model.ToString(), ") needs ", model.key_elements() * sizeof(float)));
-  }
-  std::vector<float> means(model.key_elements());
-  std::memcpy(means.data(), content.data(), content.size());
-  for (size_t i = 0; i < means.size(); ++i) {
-    if (std::isfinite(means[i])) continue;
-    return absl::InvalidArgumentError(absl::StrCat("section 'key_means': element ", i, " is ",
-                                                   means[i], ", not a finite number"));
-  }
-  return means;
-}
-
-absl::StatusOr<std::vector<PolicyFile::Note>> ParseNotes(std::string_view content) {
-  std::vector<PolicyFile::Note> notes;
-  while (!content.empty()) {
-    const size_t end = content.find('\n');
-    const std::string_view line = content.substr(0, end);
-    const size_t separator = line.find(kNoteSeparator);
-    if (end == std::string_view::npos || separator == std::string_view::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("section 'notes': line ", notes.size() + 1,
-                                                     " is not of the form 'name = value'"));
-    }
-    notes.push_back({.name = std::string(line.substr(0, separator)),
-                     .value = std::string(line.substr(separator + kNoteSeparator.size()))});
-    content.remove_prefix(end + 1);
-  }
-  return notes;
 }
 
 // Whether these are the whole and undamaged bytes of a file of this version.
@@ -227,22 +191,14 @@ std::string ModelIdentity::ToString() const {
 }
 
 std::string SerializePolicyFile(const PolicyFile& file) {
-  std::string sections;
-  AppendSection(sections, kKeyMeans,
-                {reinterpret_cast<const char*>(file.key_means.data()),
-                 file.key_means.size() * sizeof(float)});
-  std::string notes;
-  for (const PolicyFile::Note& note : file.notes) {
-    std::string line = absl::StrCat(note.name, std::string(kNoteSeparator), note.value);
-    std::replace(line.begin(), line.end(), '\n', ' ');
-    absl::StrAppend(&notes, line, "\n");
-  }
-  AppendSection(sections, kNotes, notes);
+  std::string bytes_of_sections;
+  const auto sections = WritePolicySections(file);
+  for (const auto& [name, content] : sections) AppendSection(bytes_of_sections, name, content);
 
   Header header = {.magic = {},
                    .version = kVersion,
-                   .num_sections = 2,
-                   .file_bytes = sizeof(Header) + sections.size() + kChecksumBytes,
+                   .num_sections = static_cast<uint32_t>(sections.size()),
+                   .file_bytes = sizeof(Header) + bytes_of_sections.size() + kChecksumBytes,
                    .fingerprint = file.model.fingerprint,
                    .num_layers = static_cast<uint32_t>(file.model.num_layers),
                    .num_kv_heads = static_cast<uint32_t>(file.model.num_kv_heads),
@@ -251,7 +207,7 @@ std::string SerializePolicyFile(const PolicyFile& file) {
   std::copy(kMagic.begin(), kMagic.end(), header.magic);
   std::string bytes;
   Append(bytes, header);
-  bytes += sections;
+  bytes += bytes_of_sections;
   Append(bytes, Checksum(bytes));
   return bytes;
 }
@@ -270,15 +226,7 @@ absl::StatusOr<PolicyFile> ParsePolicyFile(std::string_view bytes) {
   if (!sections.ok()) return sections.status();
 
   for (const auto& [name, content] : *sections) {
-    if (name == kKeyMeans) {
-      absl::StatusOr<std::vector<float>> means = ParseKeyMeans(content, file.model);
-      if (!means.ok()) return means.status();
-      file.key_means = *std::move(means);
-    } else if (name == kNotes) {
-      absl::StatusOr<std::vector<PolicyFile::Note>> notes = ParseNotes(content);
-      if (!notes.ok()) return notes.status();
-      file.notes = *std::move(notes);
-    }
+    if (absl::Status s = ReadPolicySection(name, content, file); !s.ok()) return s;
   }
   if (file.key_means.empty()) {
     return absl::InvalidArgumentError("there is no section 'key_means'");

@@ -12,12 +12,18 @@
 //   8        checksum: FNV-1a, 64 bits, of all bytes before it
 //
 // Sections:
-//   key_means  f32 [layer][KV head][head_dim]: the mean key before RoPE and before rotation, which
-//              KeyMeans (kvpool/key_means.h) turns into what pages subtract
-//   notes      UTF-8 lines "name = value", for people: how the file was made, and figures measured
-//              on text held out
-// Sections that a reader does not know are skipped, so a newer file with more in it serves an older
-// server. The version changes only when an older reader would misunderstand.
+//   key_means      f32 [layer][KV head][head_dim]: the mean key before RoPE and before rotation,
+//                  which KeyMeans (kvpool/key_means.h) turns into what pages subtract
+//   importance     u32 query heads, features (8), hidden units (64), zero; then the f32 arrays of
+//                  ImportanceModel (importance.h) in their order
+//   prices         f32 pairs (bits, price): bits falling, price rising
+//   sensitivities  f32 [layer][KV head][2]
+//   learned        the f32 arrays of LearnedModel (learned_model.h) in their order
+//   notes          UTF-8 lines "name = value", for people: how the file was made, and figures
+//                  measured on text held out
+// Only key_means must be there. Sections that a reader does not know are skipped, so a newer file
+// with more in it serves an older server. The version changes only when an older reader would
+// misunderstand.
 #ifndef WHIT_CONTROLLER_POLICY_FILE_H_
 #define WHIT_CONTROLLER_POLICY_FILE_H_
 
@@ -62,16 +68,16 @@ struct PolicyFile {
     bool operator==(const PricePoint&) const = default;
   };
 
-  ModelIdentity model;
-  std::vector<float> key_means;  // model.key_elements() of them
+  ModelIdentity model = {};
+  std::vector<float> key_means = {};  // model.key_elements() of them
   // What follows may be absent: the policies that need it are then refused.
-  std::optional<ImportanceModel> importance;  // adaptive
-  std::vector<PricePoint> prices;             // adaptive; bits falling, price rising
+  std::optional<ImportanceModel> importance = {};  // adaptive
+  std::vector<PricePoint> prices = {};             // adaptive; bits falling, price rising
   // [layer][KV head][2]: mean of importance * |k - mean|^2, and of importance * |v|^2, over tokens;
   // static-allocated.
-  std::vector<float> sensitivities;
-  std::optional<LearnedModel> learned;  // learned
-  std::vector<Note> notes;
+  std::vector<float> sensitivities = {};
+  std::optional<LearnedModel> learned = {};  // learned
+  std::vector<Note> notes = {};
 };
 
 // The bytes of the file; the same for the same content.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "controller/policy_sections.h"
 #include "tests/unit/support/process_temp_dir.h"
 
 namespace whit {
@@ -35,6 +36,41 @@ PolicyFile SmallFile() {
   for (size_t i = 0; i < file.model.key_elements(); ++i) {
     file.key_means.push_back(0.125f * static_cast<float>(i) - 3);
   }
+  return file;
+}
+
+std::vector<float> Floats(size_t count, float first) {
+  std::vector<float> floats(count);
+  for (size_t i = 0; i < count; ++i) floats[i] = first + 0.25f * static_cast<float>(i % 64);
+  return floats;
+}
+
+// SmallFile() with everything that a file can hold; 6 query heads.
+PolicyFile FullFile() {
+  constexpr size_t kPairs = 6, kHidden = ImportanceModel::kHidden;
+  PolicyFile file = SmallFile();
+  file.importance = {.centers = Floats(kPairs * kNumImportanceFeatures, -3),
+                     .spreads = Floats(kPairs * kNumImportanceFeatures, 0.5f),
+                     .pair_bias1 = Floats(kPairs * kHidden, -4),
+                     .weights1 = Floats(kNumImportanceFeatures * kHidden, -5),
+                     .weights2 = Floats(kHidden * kHidden, -6),
+                     .bias2 = Floats(kHidden, -7),
+                     .weights3 = Floats(kHidden * 2, -8),
+                     .pair_bias3 = Floats(kPairs * 2, -9),
+                     .query_means = Floats(size_t{2} * 6 * 16, -10),
+                     .key_error = {0.2f, 0.01f, 0.0001f},
+                     .value_error = {0.3f, 0.02f, 0.0002f}};
+  file.prices = {{8.25f, 1e-9f}, {4, 2e-6f}, {4, 3e-6f}, {2.25f, 1}};
+  file.sensitivities = Floats(2 * kPairs, 0);
+  constexpr size_t kLearnedHidden = LearnedModel::kHidden;
+  file.learned = {.centers = {1, 2, 3, 4},
+                  .spreads = {5, 6, 7, 8},
+                  .weights1 = Floats(LearnedModel::kFeatures * kLearnedHidden, -1),
+                  .bias1 = Floats(kLearnedHidden, -2),
+                  .weights2 = Floats(kLearnedHidden * kLearnedHidden, -3),
+                  .bias2 = Floats(kLearnedHidden, -4),
+                  .weights3 = Floats(kLearnedHidden * LearnedModel::kClasses, -5),
+                  .bias3 = {9, 10, 11, 12}};
   return file;
 }
 
@@ -86,6 +122,47 @@ TEST(PolicyFileTest, RoundTrips) {
   EXPECT_EQ(parsed->key_means, file.key_means);
   EXPECT_EQ(parsed->notes, file.notes);
   EXPECT_EQ(SerializePolicyFile(*parsed), bytes);
+}
+
+TEST(PolicyFileTest, WhatItMayHoldRoundTrips) {
+  const auto small = ParsePolicyFile(SerializePolicyFile(SmallFile()));
+  ASSERT_TRUE(small.ok()) << small.status();
+  EXPECT_EQ(small->importance, std::nullopt);
+  EXPECT_TRUE(small->prices.empty());
+  EXPECT_TRUE(small->sensitivities.empty());
+  EXPECT_EQ(small->learned, std::nullopt);
+
+  const PolicyFile file = FullFile();
+  const std::string bytes = SerializePolicyFile(file);
+  const auto full = ParsePolicyFile(bytes);
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(full->key_means, file.key_means);
+  EXPECT_EQ(full->importance, file.importance);
+  EXPECT_EQ(full->prices, file.prices);
+  EXPECT_EQ(full->sensitivities, file.sensitivities);
+  EXPECT_EQ(full->learned, file.learned);
+  EXPECT_EQ(full->notes, file.notes);
+  EXPECT_EQ(SerializePolicyFile(*full), bytes);
+}
+
+// Each section without the others, one byte short, and one long.
+TEST(PolicyFileTest, EverySectionHasItsSize) {
+  const PolicyFile file = FullFile();
+  for (const auto& [name, content] : WritePolicySections(file)) {
+    PolicyFile read = {.model = file.model};
+    EXPECT_TRUE(ReadPolicySection(name, content, read).ok()) << name;
+    if (name == "notes") continue;
+    const std::string expected = absl::StrCat("section '", name, "' has ");
+    for (size_t size : {size_t{0}, size_t{3}, content.size() - 1, content.size() + 1}) {
+      std::string other = content;
+      other.resize(size);
+      EXPECT_THAT(ReadPolicySection(name, other, read).ToString(), HasSubstr(expected));
+    }
+    // Nor does a section of this model fit another.
+    read.model.num_layers = 1;
+    if (name == "learned" || name == "prices") continue;
+    EXPECT_THAT(ReadPolicySection(name, content, read).ToString(), HasSubstr(expected));
+  }
 }
 
 TEST(PolicyFileTest, NotesStayOnTheirLines) {
@@ -148,7 +225,7 @@ TEST(PolicyFileTest, OtherFilesAndVersionsAreNamed) {
 
 TEST(PolicyFileTest, UnknownSectionsAreSkipped) {
   const auto parsed =
-      ParsePolicyFile(WithSections({Section("importance", "of a later time"), KeyMeansSection()}));
+      ParsePolicyFile(WithSections({Section("of_later_times", "anything"), KeyMeansSection()}));
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_EQ(parsed->key_means, SmallFile().key_means);
   EXPECT_TRUE(parsed->notes.empty());
@@ -201,11 +278,64 @@ TEST(PolicyFileTest, NumbersThatAreNotFiniteAreRefused) {
   }
 }
 
+TEST(PolicyFileTest, WhatMakesNoSenseIsRefused) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto error_of = [](auto change) {
+    PolicyFile file = FullFile();
+    change(file);
+    return Error(SerializePolicyFile(file));
+  };
+  EXPECT_THAT(error_of([&](PolicyFile& file) { file.importance->weights2[5] = nan; }),
+              HasSubstr("section 'importance': weights2 5 is nan, not a finite number"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.importance->spreads[3] = 0; }),
+              HasSubstr("section 'importance': spreads 3 is 0, not above 0"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.importance->value_error[1] = -1; }),
+              HasSubstr("value_error 1 is -1, not above 0"));
+  EXPECT_THAT(error_of([&](PolicyFile& file) { file.learned->bias3[2] = nan; }),
+              HasSubstr("section 'learned': bias3 2 is nan"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.learned->spreads[0] = -2; }),
+              HasSubstr("section 'learned': spreads 0 is -2, not above 0"));
+  EXPECT_THAT(error_of([&](PolicyFile& file) { file.sensitivities[7] = nan; }),
+              HasSubstr("section 'sensitivities': element 7 is nan"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.sensitivities[7] = -1; }),
+              HasSubstr("section 'sensitivities': element 7 is -1, below 0"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.prices[1].price = 1e-9f; }),
+              HasSubstr("section 'prices': from point 0 to 1 bits do not fall"));
+  EXPECT_THAT(error_of([](PolicyFile& file) { file.prices[2].bits = 5; }),
+              HasSubstr("section 'prices': from point 1 to 2 bits do not fall"));
+  for (const PolicyFile::PricePoint point :
+       {PolicyFile::PricePoint{nan, 2}, {0, 2}, {17, 2}, {2, nan}, {2, 0}}) {
+    EXPECT_THAT(
+        error_of([&](PolicyFile& file) { file.prices = {point}; }),
+        HasSubstr(absl::StrCat("point 0 has ", point.bits, " bits at price ", point.price)));
+  }
+}
+
+TEST(PolicyFileTest, NetworksOfOtherShapesAreRefused) {
+  std::string importance;
+  for (const auto& [name, content] : WritePolicySections(FullFile())) {
+    if (name == "importance") importance = content;
+  }
+  const auto error_with = [&](size_t offset, uint32_t value) {
+    std::string content = importance;
+    Put(content, offset, value);
+    return Error(WithSections({KeyMeansSection(), Section("importance", content)}));
+  };
+  EXPECT_THAT(error_with(0, 0), HasSubstr("0 query heads are no multiple of 3 KV heads"));
+  EXPECT_THAT(error_with(0, 7), HasSubstr("7 query heads are no multiple of 3 KV heads"));
+  EXPECT_THAT(error_with(0, 0xFFFFFFFF), HasSubstr("4294967295 query heads"));
+  EXPECT_THAT(error_with(0, 9), HasSubstr("section 'importance' has "));
+  EXPECT_THAT(error_with(4, 9), HasSubstr("a network of 9 features and 64 hidden units"));
+  EXPECT_THAT(error_with(8, 32), HasSubstr("a network of 8 features and 32 hidden units"));
+}
+
 // Mutations whose size and checksum are right: what is accepted must be sane.
 TEST(PolicyFileTest, SurvivesForgedFiles) {
   std::mt19937 rng(1);
-  const std::string bytes = WithSections(
-      {KeyMeansSection(), Section("later", "content"), Section("notes", "a = b\nc = d\n")});
+  PolicyFile file = FullFile();
+  file.importance.reset();  // large sections would take most of the mutations
+  file.learned.reset();
+  const std::string bytes = SerializePolicyFile(file);
   int accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     std::string forged = bytes;
@@ -228,6 +358,8 @@ TEST(PolicyFileTest, SurvivesForgedFiles) {
     ++accepted;
     ASSERT_EQ(parsed->key_means.size(), parsed->model.key_elements());
     for (float mean : parsed->key_means) ASSERT_TRUE(std::isfinite(mean));
+    for (float sensitivity : parsed->sensitivities) ASSERT_GE(sensitivity, 0);
+    for (const PolicyFile::PricePoint& point : parsed->prices) ASSERT_GT(point.price, 0);
   }
   EXPECT_GT(accepted, 100);
 }
