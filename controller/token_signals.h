@@ -71,6 +71,8 @@ struct LeavingTokens {
   int first_position = 0;
   int count = 0;
   int context = 0;  // tokens that the sequence has
+  int head_dim = 0;
+  int query_heads = 1;  // of the group that attends to them
   // The rest is set only where the policy needs it (PrecisionPolicy::needs).
   ReceivedAttention received = {};             // [count]
   const float* keys = nullptr;                 // [count][head_dim], rotated
@@ -80,6 +82,13 @@ struct LeavingTokens {
   // What a bit of a token's codes and scales costs, in the units of the importance (importance.h).
   double price = 0;
 };
+
+// What a token at `position` gets, summed over the group's heads, from a query that attends to all
+// tokens alike: on average over the queries since it.
+inline float EvenAttentionShare(const LeavingTokens& tokens, int position) {
+  return 2.0f * static_cast<float>(tokens.query_heads) /
+         static_cast<float>(position + 1 + tokens.context);
+}
 
 }  // namespace whit
 

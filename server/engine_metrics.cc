@@ -41,6 +41,16 @@ MetricFamily GaugeByRung(const std::string& name, const std::string& help,
   return family;
 }
 
+MetricFamily CounterByRung(const std::string& name, const std::string& help,
+                           const std::function<double(int)>& value) {
+  MetricFamily family{"whit_" + name, help, MetricType::Counter, {}};
+  for (int i = 0; i < kNumRungs; ++i) {
+    family.metric.push_back(Sample(MetricType::Counter, value(i),
+                                   {{"rung", std::string(RungName(static_cast<Rung>(i)))}}));
+  }
+  return family;
+}
+
 // What does not change is told by the labels of a gauge that is always 1.
 MetricFamily Info(const std::string& name, const std::string& help, Labels labels) {
   return {
@@ -91,6 +101,12 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
             snapshot.mean_bits),
       GaugeByRung("kv_cache_tokens", "Cached tokens, averaged over layers and KV heads",
                   [&](int i) { return snapshot.tokens_by_rung[i]; }),
+      CounterByRung("controller_decisions_total",
+                    "Precisions decided, each for one token in one layer and KV head",
+                    [&](int i) { return static_cast<double>(snapshot.decisions_total[i]); }),
+      Gauge("controller_price",
+            "What a bit costs, in units of importance: mean over the running adaptive requests",
+            snapshot.price),
       std::move(headroom),
       Gauge("admission_queue_requests", "Requests that wait", snapshot.waiting),
       Gauge("admission_queue_prompt_tokens", "Prompt tokens of the requests that wait",

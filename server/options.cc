@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "runtime/model/model.h"
@@ -72,6 +73,16 @@ absl::StatusOr<int> ParseMaxMessageBytes(std::string_view text) {
   const absl::StatusOr<uint64_t> bytes = ParseByteSizeBetween(text, 1 << 10, 1 << 30);
   if (!bytes.ok()) return bytes.status();
   return static_cast<int>(*bytes);
+}
+
+absl::StatusOr<double> ParseTargetBits(std::string_view text) {
+  double bits;
+  if (absl::SimpleAtod(absl::string_view(text.data(), text.size()), &bits) &&
+      bits >= kMinTargetBits && bits <= kMaxTargetBits) {
+    return bits;
+  }
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "'%s' is no number of bits in [%g, %g]", std::string(text), kMinTargetBits, kMaxTargetBits));
 }
 
 // Empty for "off".
@@ -148,8 +159,14 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
                 "once the model is loaded, at most 4 GiB");
   AddParsedFlag(app, "--kv-policy", options.engine.kv_policy, ParsePrecisionPolicy,
                 options.engine.kv_policy.ToString(), kGroup, "POLICY",
-                "precision of keys and values: fp16, static:RUNG such as static:K4V4, or "
-                "random:MIX such as random:K2V2=1,K4V4=3");
+                "precision of keys and values: fp16; adaptive, or adaptive:BITS with codes and "
+                "scales of that many bits per element; static:RUNG such as static:K4V4; "
+                "static-allocated:BITS; learned; rule; random:MIX such as random:K2V2=1,K4V4=3");
+  AddParsedFlag(app, "--kv-target-bits", options.engine.kv_target_bits, ParseTargetBits, "", kGroup,
+                "BITS",
+                "bits per key and value element, all memory counted, that the running requests of "
+                "policy adaptive are held to in the mean; by default each gets codes and scales of "
+                "3.5 bits");
   AddFlag(
       app, "--kv-policy-file", options.kv_policy_file, kGroup, "FILE",
       "what whit-calibrate wrote for this model; the default is the file beside the model whose "

@@ -44,34 +44,40 @@ size_t ChatBytes(const v1::Chat& chat) {
 
 }  // namespace
 
-absl::StatusOr<PrecisionPolicySpec> ToPolicy(const v1::KvCacheOptions& kv_cache,
-                                             const PrecisionPolicySpec& default_policy) {
+absl::StatusOr<RequestedPrecision> ToPrecision(const v1::KvCacheOptions& kv_cache,
+                                               const PrecisionPolicySpec& default_policy) {
+  RequestedPrecision precision = {.policy = default_policy};
   if (kv_cache.has_target_bits()) {
-    if (!(kv_cache.target_bits() >= 2 && kv_cache.target_bits() <= 16)) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "kv_cache.target_bits is %g, which is not in [2, 16]", kv_cache.target_bits()));
+    // Zero stands for none in the engine.
+    if (!(kv_cache.target_bits() >= kMinTargetBits && kv_cache.target_bits() <= kMaxTargetBits)) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("kv_cache.target_bits is %g; it must be between %g and %g",
+                          kv_cache.target_bits(), kMinTargetBits, kMaxTargetBits));
     }
-    return absl::UnimplementedError("kv_cache.target_bits: no policy of this build aims at bits");
+    precision.target_bits = kv_cache.target_bits();
   }
   if (kv_cache.has_floor_rung()) {
     const absl::StatusOr<Rung> floor = ParseRung(kv_cache.floor_rung());
     if (!floor.ok()) return Prefixed(floor.status(), "kv_cache.floor_rung");
     return absl::UnimplementedError("kv_cache.floor_rung: no policy of this build squeezes tokens");
   }
-  if (!kv_cache.has_policy()) return default_policy;
-  absl::StatusOr<PrecisionPolicySpec> policy = ParsePrecisionPolicy(kv_cache.policy());
+  if (!kv_cache.has_policy()) return precision;
+  const absl::StatusOr<PrecisionPolicySpec> policy = ParsePrecisionPolicy(kv_cache.policy());
   if (!policy.ok()) return Prefixed(policy.status(), "kv_cache.policy");
-  return policy;
+  precision.policy = *policy;
+  return precision;
 }
 
 template <class Proto>
 absl::StatusOr<Request> ToEngineRequest(const Proto& proto,
                                         const PrecisionPolicySpec& default_policy) {
-  absl::StatusOr<PrecisionPolicySpec> policy = ToPolicy(proto.kv_cache(), default_policy);
-  if (!policy.ok()) return policy.status();
+  const absl::StatusOr<RequestedPrecision> precision =
+      ToPrecision(proto.kv_cache(), default_policy);
+  if (!precision.ok()) return precision.status();
 
   Request request;
-  request.kv_policy = *std::move(policy);
+  request.kv_policy = precision->policy;
+  request.kv_target_bits = precision->target_bits;
   request.sampling = ToSamplingParams(proto.sampling());
   const v1::StoppingCriteria& stopping = proto.stopping();
   if (stopping.has_max_new_tokens()) request.max_new_tokens = stopping.max_new_tokens();

@@ -26,9 +26,14 @@ template <class Proto>
 absl::StatusOr<Request> ToEngineRequest(const Proto& proto,
                                         const PrecisionPolicySpec& default_policy);
 
-// The policy asked for. INVALID_ARGUMENT or UNIMPLEMENTED names the field.
-absl::StatusOr<PrecisionPolicySpec> ToPolicy(const v1::KvCacheOptions& kv_cache,
-                                             const PrecisionPolicySpec& default_policy);
+// Of Request: kv_policy and kv_target_bits.
+struct RequestedPrecision {
+  PrecisionPolicySpec policy;
+  double target_bits = 0;
+};
+// INVALID_ARGUMENT or UNIMPLEMENTED names the field.
+absl::StatusOr<RequestedPrecision> ToPrecision(const v1::KvCacheOptions& kv_cache,
+                                               const PrecisionPolicySpec& default_policy);
 
 // 16 hexadecimal digits.
 std::string RandomRequestId();

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "controller/policy_lookup.h"
 #include "controller/precision_policy.h"
 #include "runtime/model/gguf.h"
@@ -31,26 +34,60 @@ absl::Status Annotated(const absl::Status& status, const std::string& what) {
   return absl::Status(status.code(), absl::StrCat(what, ": ", status.message()));
 }
 
-// Gives the model what its policy file holds, if there is one.
-absl::Status ApplyPolicyFile(const ServerOptions& options, const GgufFile& file, Model& model,
-                             const Logger& logger) {
+// The names of what `file` holds for policies.
+std::string SectionsOf(const PolicyFile& file) {
+  std::vector<std::string> sections;
+  if (!file.key_means.empty()) sections.push_back("key_means");
+  if (file.importance.has_value()) sections.push_back("importance");
+  if (!file.prices.empty()) sections.push_back("prices");
+  if (!file.sensitivities.empty()) sections.push_back("sensitivities");
+  if (file.learned.has_value()) sections.push_back("learned");
+  return absl::StrJoin(sections, ",");
+}
+
+// Which policy requests get by default, and what it rests on.
+void LogPolicy(const ServerOptions& options, const std::optional<FoundPolicy>& found,
+               const Logger& logger) {
+  const PrecisionPolicySpec& policy = options.engine.kv_policy;
+  const bool quantizes = policy != PrecisionPolicySpec();
+  const bool adaptive = policy.kind == PrecisionPolicySpec::Kind::kAdaptive;
+  const bool generic = adaptive && !(found.has_value() && found->file.importance.has_value());
+  std::string event = found.has_value() ? "policy file" : "no policy file for this model";
+  if (generic) absl::StrAppend(&event, ": adaptive goes by what is true of models in general");
+  if (!found.has_value()) {
+    absl::StrAppend(&event, generic ? ", and" : ":",
+                    " what is quantized is quantized without means, at a larger error");
+  }
+  std::vector<LogField> fields = {{"policy", policy.ToString()}};
+  if (found.has_value()) {
+    fields.push_back({"path", found->path});
+    fields.push_back({"fingerprint", absl::StrFormat("%016x", found->file.model.fingerprint)});
+    fields.push_back({"sections", SectionsOf(found->file)});
+  }
+  if (options.engine.kv_target_bits > 0) {
+    fields.push_back({"target_bits", absl::StrFormat("%g", options.engine.kv_target_bits)});
+  }
+  if (generic || !found.has_value()) {
+    fields.push_back({"remedy", absl::StrCat("whit-calibrate --model=", options.model_path)});
+  }
+  const bool fine = !quantizes || (found.has_value() && !generic);
+  logger.Log(fine ? LogLevel::kInfo : LogLevel::kWarn, event, fields);
+}
+
+// Finds the model's policy file, if there is one, and gives the model what it holds for it.
+absl::StatusOr<std::optional<PolicyFile>> ApplyPolicyFile(const ServerOptions& options,
+                                                          const GgufFile& file, Model& model,
+                                                          const Logger& logger) {
   absl::StatusOr<std::optional<FoundPolicy>> found =
       FindPolicy({.path = options.kv_policy_file,
                   .model_path = options.model_path,
                   .directory = ShippedPolicyDirectory()},
                  IdentityOf(file, model.config()));
   if (!found.ok()) return found.status();
-  if (!found->has_value()) {
-    const bool quantizes = options.engine.kv_policy != PrecisionPolicySpec();
-    logger.Log(quantizes ? LogLevel::kWarn : LogLevel::kInfo,
-               "no policy file for this model: what is quantized is quantized without means, at a "
-               "larger error",
-               {{"remedy", absl::StrCat("whit-calibrate --model=", options.model_path)}});
-    return absl::OkStatus();
-  }
-  logger.Info("policy file", {{"path", (*found)->path}});
-  model.SetKeyMeans(std::move((*found)->file.key_means));
-  return absl::OkStatus();
+  LogPolicy(options, *found, logger);
+  if (!found->has_value()) return std::optional<PolicyFile>();
+  model.SetKeyMeans((*found)->file.key_means);
+  return std::move((*found)->file);
 }
 
 }  // namespace
@@ -68,9 +105,10 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, *serving->threads_);
   if (!model.ok()) return Annotated(model.status(), path);
   serving->model_ = *std::move(model);
-  if (absl::Status s = ApplyPolicyFile(options, **file, *serving->model_, logger); !s.ok()) {
-    return s;
-  }
+  absl::StatusOr<std::optional<PolicyFile>> policy_file =
+      ApplyPolicyFile(options, **file, *serving->model_, logger);
+  if (!policy_file.ok()) return policy_file.status();
+  serving->policy_file_ = *std::move(policy_file);
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
   if (!tokenizer.ok()) return Annotated(tokenizer.status(), path);
@@ -91,6 +129,7 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   if (!kv_cache_bytes.ok()) return kv_cache_bytes.status();
   EngineOptions engine_options = options.engine;
   engine_options.kv_cache_bytes = *kv_cache_bytes;
+  if (serving->policy_file_) engine_options.policy_file = &*serving->policy_file_;
   absl::StatusOr<std::unique_ptr<Engine>> engine =
       Engine::Create(engine_options, *serving->model_, *serving->tokenizer_, std::move(observer));
   if (!engine.ok()) {

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "controller/policy_file.h"
 #include "runtime/engine/engine.h"
 #include "runtime/model/model.h"
 #include "runtime/ops/thread_pool.h"
@@ -41,6 +43,7 @@ class ServingModel {
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;
+  std::optional<PolicyFile> policy_file_;
   absl::StatusOr<ChatFormat> chat_format_;
   uint64_t file_bytes_ = 0;
   size_t max_token_bytes_ = 1;

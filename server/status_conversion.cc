@@ -39,6 +39,8 @@ std::string RejectionReasonFor(const absl::Status& status) {
       return "invalid";
     case absl::StatusCode::kUnimplemented:
       return "unimplemented";
+    case absl::StatusCode::kFailedPrecondition:
+      return "configuration";
     case absl::StatusCode::kResourceExhausted:
       return "tokenizer_busy";
     case absl::StatusCode::kUnavailable:

@@ -99,10 +99,10 @@ absl::Status ScoreReactor::Read(const grpc::ByteBuffer& request) {
       return status;
     }
   }
-  absl::StatusOr<PrecisionPolicySpec> policy =
-      ToPolicy(proto_.kv_cache(), model_->engine().options().kv_policy);
-  if (!policy.ok()) return policy.status();
-  policy_ = *std::move(policy);
+  absl::StatusOr<RequestedPrecision> precision =
+      ToPrecision(proto_.kv_cache(), model_->engine().options().kv_policy);
+  if (!precision.ok()) return precision.status();
+  precision_ = *std::move(precision);
   return absl::OkStatus();
 }
 
@@ -117,7 +117,8 @@ absl::StatusOr<Request> ScoreReactor::Encode() {
   Request request;
   request.id = log_.request_id();
   request.deadline = DeadlineOf(*rpc_);
-  request.kv_policy = policy_;
+  request.kv_policy = precision_.policy;
+  request.kv_target_bits = precision_.target_bits;
   request.max_new_tokens = 0;
   absl::StatusOr<std::vector<int32_t>> context =
       IsEmpty(proto_.context()) ? BeginOfText(model_->tokenizer())
@@ -147,7 +148,7 @@ void ScoreReactor::Answer(const TokenSink::Delivery& output, grpc::ByteBuffer* r
   }
   proto.set_total_logprob(total);
   *proto.mutable_usage() = ToUsage(*output.completion);
-  *proto.mutable_kv_cache() = ToKvCacheUsage(output.completion->kv, policy_);
+  *proto.mutable_kv_cache() = ToKvCacheUsage(output.completion->kv, precision_.policy);
   *response = SerializeMessage(proto);
 }
 

@@ -74,7 +74,7 @@ class ScoreReactor final : public UnaryReactor {
 
   const ServingModel* model_ = nullptr;
   v1::ScoreRequest proto_;
-  PrecisionPolicySpec policy_;
+  RequestedPrecision precision_;
 };
 
 }  // namespace whit

@@ -26,30 +26,13 @@ absl::Status Draining() {
                    "the server is draining; it takes no new requests");
 }
 
-// The rungs that a policy may choose.
-std::vector<Rung> RungsOf(const PrecisionPolicySpec& policy) {
-  switch (policy.kind) {
-    case PrecisionPolicySpec::Kind::kFp16:
-      return {Rung::kFp16};
-    case PrecisionPolicySpec::Kind::kStatic:
-      return {policy.rung};
-    case PrecisionPolicySpec::Kind::kRandom:
-      break;
-  }
-  std::vector<Rung> rungs;
-  for (int i = 0; i < kNumRungs; ++i) {
-    if (policy.mix[i] > 0) rungs.push_back(static_cast<Rung>(i));
-  }
-  return rungs;
-}
-
 // What one (layer, KV head) takes at most. Tokens leave the ring when a block of the prompt is
 // complete, so up to a block more than the ring is meant to hold waits in it.
 size_t ListBytes(const PrecisionPolicySpec& policy, int head_dim, int64_t tokens) {
   const int64_t pages = (tokens + kTileTokens - 1) / kTileTokens;
   const RecentRing ring = RingOf(policy);
-  const std::vector<Rung> rungs = RungsOf(policy);
-  const size_t dearest = PageBytes(*std::max_element(rungs.begin(), rungs.end()), head_dim);
+  const std::vector<Rung> rungs = PossibleRungs(policy);
+  const size_t dearest = PageBytes(rungs.back(), head_dim);
   const size_t ring_page = PageBytes(ring.rung, head_dim);
   if (ring.rung == Rung::kFp16 && dearest == ring_page) return pages * ring_page;
   const int64_t in_ring =

@@ -35,7 +35,13 @@ absl::Status ValidateOptions(const EngineOptions& options) {
         CheckRange("max_cached_prefixes", options.max_cached_prefixes, 0, 1 << 20)}) {
     if (!status.ok()) return status;
   }
-  return absl::OkStatus();
+  const double target = options.kv_target_bits;
+  if (target != 0 && !(target >= kMinTargetBits && target <= kMaxTargetBits)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("kv_target_bits is %g; it must be between %g and %g", target,
+                        kMinTargetBits, kMaxTargetBits));
+  }
+  return MakePrecisionPolicy(options.kv_policy, options.policy_file).status();
 }
 
 uint64_t RandomSeed() {
@@ -107,6 +113,9 @@ absl::StatusOr<Engine::Ticket> Engine::Admit() {
 absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
                                         std::shared_ptr<TokenSink> sink) {
   if (absl::Status status = ValidateRequest(request, impl_->model); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
+      MakePrecisionPolicy(request.kv_policy, impl_->options.policy_file);
+  if (!policy.ok()) return policy.status();
   if (!request.sampling.seed.has_value()) request.sampling.seed = RandomSeed();
   int64_t tokens = static_cast<int64_t>(request.prompt.size());
   if (request.score_tokens == 0) tokens += request.max_new_tokens;
@@ -114,6 +123,7 @@ absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
       .reservation_bytes = ReservationBytes(request.kv_policy, impl_->model, tokens),
       .submitted = absl::Now()};
   queued.request = std::move(request);
+  queued.policy = *std::move(policy);
   queued.sink = std::move(sink);
   absl::StatusOr<uint64_t> number = impl_->queue.Submit(std::move(queued));
   if (number.ok()) ticket.engine_ = nullptr;  // the request has its place now

@@ -19,6 +19,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "controller/decision_tally.h"
+#include "controller/policy_file.h"
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "runtime/engine/request.h"
@@ -43,6 +45,11 @@ struct EngineOptions {
   int max_cached_prefixes = 0;
   // What headroom is counted for; each request brings its own.
   PrecisionPolicySpec kv_policy{};
+  // True bits per element that all running requests with the policy `adaptive` are to hold in the
+  // mean, but for those with a target of their own; 0: each holds kDefaultPackedBits.
+  double kv_target_bits = 0;
+  // What was learned of the model; null: nothing. Outlives the engine.
+  const PolicyFile* policy_file = nullptr;
 };
 
 // One consistent view: of requests as they stand, of pages as the last step left them.
@@ -53,6 +60,9 @@ struct EngineSnapshot {
   // Places for tokens in the pages handed out, averaged over layers and KV heads.
   std::array<double, kNumRungs> tokens_by_rung{};
   double mean_bits = 0;  // true bits per element of the running sequences; 0 if there are none
+  // Decisions by rung, about one token in one (layer, KV head) each.
+  DecisionTally::Counts decisions_total{};
+  double price = 0;  // mean over the running adaptive requests; 0 if there are none
   int64_t headroom_tokens_floor = 0;
   int64_t headroom_tokens_current = 0;
   int running = 0;
@@ -87,7 +97,8 @@ struct EngineObserver {
 class Engine {
  public:
   // `model`, `tokenizer` and the model's thread pool outlive the engine. INVALID_ARGUMENT if the
-  // pool cannot hold even one token's pages.
+  // pool cannot hold even one token's pages or an option is out of range; FAILED_PRECONDITION if
+  // the policy needs what the policy file lacks.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options, Model& model,
                                                         const Tokenizer& tokenizer,
                                                         EngineObserver observer = {});
@@ -101,7 +112,8 @@ class Engine {
 
   // Queues the request. On error the sink is never called; otherwise it gets exactly one
   // completion. INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit),
-  // RESOURCE_EXHAUSTED (too many prompt tokens are waiting). Returns a number for Cancel.
+  // FAILED_PRECONDITION (its policy needs what the policy file lacks), RESOURCE_EXHAUSTED (too many
+  // prompt tokens are waiting). Returns a number for Cancel.
   absl::StatusOr<uint64_t> Submit(Ticket ticket, Request request, std::shared_ptr<TokenSink> sink);
 
   // Asks that a request end; its completion follows, its pages free by then. Unknown numbers are

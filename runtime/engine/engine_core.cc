@@ -1,5 +1,6 @@
 #include "runtime/engine/engine_core.h"
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -27,6 +28,21 @@ int NumRows(const PlannedSlice& slice) {
   return slice.num_tokens;
 }
 
+// Prices that whit-calibrate measured mean nothing without the importance it measured them with.
+PriceCurve PricesOf(const PolicyFile* file, int head_dim) {
+  if (file == nullptr || !file->importance.has_value()) return PriceCurve({}, head_dim);
+  return PriceCurve(file->prices, head_dim);
+}
+
+// What must be the same for pages to be shared.
+std::string PrecisionOf(const Request& request) {
+  return absl::StrFormat("%s, %g", request.kv_policy.ToString(), request.kv_target_bits);
+}
+
+void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
+  for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
+}
+
 }  // namespace
 
 EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
@@ -40,8 +56,10 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       queue_(queue),
       observer_(std::move(observer)),
       pool_(std::move(pool)),
+      prices_(PricesOf(options.policy_file, model.config().head_dim)),
       prefixes_(options.max_cached_prefixes),
       scratch_(model.thread_pool().num_threads()) {
+  if (options.kv_target_bits > 0) server_price_.emplace(prices_, options.kv_target_bits);
   absl::MutexLock lock(&snapshot_mutex_);
   PublishFigures();
 }
@@ -53,6 +71,7 @@ void EngineCore::Step(absl::Time now) {
 
   const std::vector<PlannedSlice> plan = Plan();
   if (!plan.empty()) {
+    SetPrices();
     ReadLogits(RunModel(plan));
     Deliver();
     Report(absl::Now() - now);
@@ -65,7 +84,8 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
   for (QueuedRequest& queued : intake.started) {
     PageTable table = TableFor(queued.request);
     running_.push_back(std::make_unique<Sequence>(std::move(queued), model_.config(),
-                                                  std::move(table), tokenizer_, now));
+                                                  std::move(table), tokenizer_, prices_,
+                                                  server_price_.has_value(), now));
   }
   if (!intake.started.empty()) MakeRoomForReservations();
   for (const QueuedRequest& queued : intake.cancelled) {
@@ -93,7 +113,7 @@ PageTable EngineCore::TableFor(const Request& request) {
   // A scored prompt needs rows of logits, and every prompt its last token's.
   if (options_.max_cached_prefixes > 0 && request.score_tokens == 0) {
     const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
-    const PrefixIndex::Match match = prefixes_.Find(request.kv_policy.ToString(), reusable);
+    const PrefixIndex::Match match = prefixes_.Find(PrecisionOf(request), reusable);
     absl::MutexLock lock(&snapshot_mutex_);
     published_.prefix_query_tokens_total += reusable.size();
     published_.prefix_hit_tokens_total += match.tokens;
@@ -105,7 +125,7 @@ PageTable EngineCore::TableFor(const Request& request) {
 void EngineCore::KeepPrefix(Sequence& sequence) {
   if (options_.max_cached_prefixes == 0 || !sequence.succeeded()) return;
   const absl::Span<const int32_t> tokens = sequence.tokens_in_kv();
-  prefixes_.Insert(sequence.request().kv_policy.ToString(), tokens, sequence.TakeKv());
+  prefixes_.Insert(PrecisionOf(sequence.request()), tokens, sequence.TakeKv());
 }
 
 void EngineCore::MakeRoomForReservations() {
@@ -127,6 +147,41 @@ std::vector<PlannedSlice> EngineCore::Plan() const {
   return PlanStep(step_limits_, views);
 }
 
+void EngineCore::SetPrices() {
+  const PagePoolStats pool = pool_->stats();
+  const size_t reserved = queue_.state().reserved_bytes;
+  // What is used beyond the reservations are cached prefixes, which go before anything gets dearer.
+  const double pressure = PricePressure({.capacity_bytes = pool.capacity_bytes,
+                                         .used_bytes = std::min(pool.used_bytes, reserved),
+                                         .reserved_bytes = reserved});
+  DecisionTally::Counts decided{};
+  double held_tokens = 0, held_bits = 0;
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    SequencePrice& price = sequence->price();
+    if (!price.pays()) continue;
+    if (!price.follows_server()) {
+      price.Update(pressure);
+      continue;
+    }
+    Add(price.TakeDecided(), decided);
+    held_tokens += price.held_tokens();
+    held_bits += price.held_tokens() * price.held_bits();
+  }
+  if (!server_price_.has_value()) return;
+  const ModelConfig& model = model_.config();
+  server_price_->Update(
+      {.target_bits = options_.kv_target_bits,
+       .held_bits = held_tokens > 0 ? held_bits / held_tokens : options_.kv_target_bits,
+       .held_tokens = held_tokens,
+       .decided_bits = MeanPackedBits(decided, model.head_dim),
+       .decided_tokens =
+           static_cast<double>(NumDecisions(decided)) / (model.num_layers * model.num_kv_heads),
+       .pressure = pressure});
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    if (sequence->price().follows_server()) sequence->price().set_price(server_price_->price());
+  }
+}
+
 std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice> plan) {
   std::vector<ForwardSlice> slices;
   for (const PlannedSlice& planned : plan) {
@@ -135,6 +190,10 @@ std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice>
     if (sequence.generated_tokens() == 0) tally_.prompt_tokens += planned.num_tokens;
   }
   absl::Span<const float> logits = model_.Forward(slices);
+  for (const PlannedSlice& planned : plan) {
+    Sequence& sequence = *running_[planned.sequence];
+    Add(sequence.price().EndStep(sequence.kv()), tally_.decisions);
+  }
 
   const size_t vocab_size = model_.config().vocab_size;
   std::vector<Row> rows;
@@ -192,6 +251,7 @@ void EngineCore::Report(absl::Duration step) {
     absl::MutexLock lock(&snapshot_mutex_);
     published_.prompt_tokens_total += tally_.prompt_tokens;
     published_.generated_tokens_total += tally_.generated_tokens;
+    Add(tally_.decisions, published_.decisions_total);
     rate_.Add(tally_.generated_tokens, absl::Now());
   }
   if (!observer_.on_step) return;
@@ -232,7 +292,14 @@ void EngineCore::RetireEnded() {
 void EngineCore::PublishFigures() {
   const PagePoolStats pool = pool_->stats();
   size_t tokens = 0, metadata_bytes = 0;
-  for (const std::unique_ptr<Sequence>& sequence : running_) tokens += sequence->kv().num_tokens();
+  int paying = 0;
+  double prices = 0;
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    tokens += sequence->kv().num_tokens();
+    paying += sequence->price().pays() ? 1 : 0;
+    prices += sequence->price().price();
+  }
+  published_.price = paying == 0 ? 0 : prices / paying;
   const ModelConfig& model = model_.config();
   const double lists = model.num_layers * model.num_kv_heads;
   for (int i = 0; i < kNumRungs; ++i) {

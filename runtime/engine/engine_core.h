@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "controller/price.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/prefix_index.h"
 #include "runtime/engine/engine.h"
@@ -61,6 +63,8 @@ class EngineCore {
   // Drops cached prefixes, oldest first, until all that running sequences may yet need is free.
   void MakeRoomForReservations();
   std::vector<PlannedSlice> Plan() const;
+  // What the step's tokens pay for their bits.
+  void SetPrices();
   std::vector<Row> RunModel(absl::Span<const PlannedSlice> plan);
   void ReadLogits(absl::Span<const Row> rows);
   void Deliver();
@@ -77,6 +81,10 @@ class EngineCore {
   const EngineObserver observer_;
   const std::unique_ptr<PagePool> pool_;
 
+  const PriceCurve prices_;
+  // Holds the mean over all that follow it at options_.kv_target_bits, if that is given.
+  std::optional<PriceController> server_price_;
+
   PrefixIndex prefixes_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Ended> ended_;
@@ -85,6 +93,7 @@ class EngineCore {
   struct Tally {
     int prompt_tokens = 0;
     int generated_tokens = 0;
+    DecisionTally::Counts decisions{};
     std::vector<absl::Duration> inter_token_latencies;
   };
   Tally tally_;

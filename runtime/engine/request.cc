@@ -97,6 +97,15 @@ void CheckLength(const Request& request, int64_t context_length, Requirements& r
             request.max_new_tokens, context_length - prompt_tokens, prompt_tokens, context_length);
 }
 
+void CheckPrecision(const Request& request, Requirements& r) {
+  if (request.kv_target_bits == 0) return;
+  r.Within("kv_cache.target_bits", request.kv_target_bits, kMinTargetBits, kMaxTargetBits);
+  const PrecisionPolicySpec& policy = request.kv_policy;
+  r.Require(policy.kind == PrecisionPolicySpec::Kind::kAdaptive && policy.packed_bits == 0,
+            "kv_cache.target_bits is %g, but policy %s takes none; adaptive does",
+            request.kv_target_bits, policy.ToString());
+}
+
 }  // namespace
 
 absl::Status ValidateRequest(const Request& request, const ModelConfig& model) {
@@ -105,6 +114,7 @@ absl::Status ValidateRequest(const Request& request, const ModelConfig& model) {
   r.AreTokens("prompt.token_ids", request.prompt, model.vocab_size);
   CheckSampling(request.sampling, r);
   CheckStopping(request, model.vocab_size, r);
+  CheckPrecision(request, r);
   r.Require(request.logprobs >= -1 && request.logprobs <= kMaxLogprobs,
             "logprobs is %d; it must be between 0 and %d", request.logprobs, kMaxLogprobs);
   r.AtMost("request_id", request.id.size(), "bytes", kMaxIdBytes);

@@ -43,7 +43,13 @@ struct Request {
   int score_tokens = 0;
   absl::Time deadline = absl::InfiniteFuture();
   PrecisionPolicySpec kv_policy{};
+  // True bits per element that this request is to hold in the mean, with `adaptive` alone; 0: the
+  // policy's or the server's target.
+  double kv_target_bits = 0;
 };
+
+// Targets of true bits, a request's and the server's.
+inline constexpr double kMinTargetBits = 2.25, kMaxTargetBits = 16;
 
 struct ModelConfig;
 

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "controller/precision_policy.h"
 #include "runtime/engine/admission.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/token_sink.h"
@@ -24,6 +25,7 @@ namespace whit {
 struct QueuedRequest {
   uint64_t number = 0;  // given by the queue
   Request request{};
+  std::shared_ptr<const PrecisionPolicy> policy{};  // request.kv_policy's
   std::shared_ptr<TokenSink> sink{};
   size_t reservation_bytes = 0;
   absl::Time submitted{};

@@ -7,12 +7,13 @@
 namespace whit {
 
 Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv,
-                   const Tokenizer& tokenizer, absl::Time started)
+                   const Tokenizer& tokenizer, const PriceCurve& prices, bool server_has_target,
+                   absl::Time started)
     : queued_(std::move(queued)),
       model_(model),
       tokenizer_(tokenizer),
-      policy_(MakePrecisionPolicy(request().kv_policy)),
       kv_(std::move(kv)),
+      price_(request().kv_policy, request().kv_target_bits, model, prices, server_has_target),
       cached_tokens_(kv_.num_tokens()),
       tokens_(std::move(queued_.request.prompt)),
       prompt_tokens_(tokens_.size()),
@@ -38,7 +39,9 @@ ForwardSlice Sequence::NextSlice(int num_tokens, ForwardSlice::Logits logits) {
   return {.tokens = absl::MakeConstSpan(tokens_).subspan(first, num_tokens),
           .first_position = first,
           .kv = &kv_,
-          .policy = policy_.get(),
+          .policy = queued_.policy.get(),
+          .price = price_.price(),
+          .decisions = &price_.decisions(),
           .activation_bits = left.decoding || scored ? ActivationBits::k16 : ActivationBits::k8,
           .prompt_continues = num_tokens < left.prompt_tokens,
           .logits = logits};

@@ -12,12 +12,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
+#include "runtime/engine/sequence_price.h"
 #include "runtime/model/model.h"
 #include "runtime/text/stop_matcher.h"
 #include "runtime/text/tokenizer.h"
@@ -33,7 +33,7 @@ class Sequence {
  public:
   // All references outlive it. `kv` holds the first tokens of the prompt already, or none.
   Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv, const Tokenizer& tokenizer,
-           absl::Time started);
+           const PriceCurve& prices, bool server_has_target, absl::Time started);
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
 
@@ -48,6 +48,8 @@ class Sequence {
   }
   // After MakeCompletion: gives the pages away.
   PageTable TakeKv() { return std::move(kv_); }
+
+  SequencePrice& price() { return price_; }
 
   // What is left to run.
   SequenceView view() const;
@@ -82,8 +84,8 @@ class Sequence {
   QueuedRequest queued_;
   const ModelConfig& model_;
   const Tokenizer& tokenizer_;
-  const std::unique_ptr<const PrecisionPolicy> policy_;
   PageTable kv_;
+  SequencePrice price_;
   const int cached_tokens_;  // that kv_ began with
 
   std::vector<int32_t> tokens_;  // the prompt, then what was generated

@@ -218,27 +218,36 @@ void Model::Append(int layer, absl::Span<const Piece> pieces) {
 
 void Model::SettleLeaving(int layer, absl::Span<const Piece> pieces) {
   // The heads of a sequence fill their rings alike.
-  std::vector<const ForwardSlice*> due;
+  std::vector<const Piece*> due;
   PageTable::LeavingPage page;
   for (const Piece& piece : pieces) {
     const bool cut_short = piece.slice->prompt_continues &&
                            (piece.first_position + piece.num_tokens) % kPrefillBlock != 0;
     if (piece.slice->policy != nullptr && !cut_short &&
         piece.slice->kv->NextLeaving(layer, 0, &page)) {
-      due.push_back(piece.slice);
+      due.push_back(&piece);
     }
   }
   const size_t heads = config_.num_kv_heads;
   pool_.ParallelFor(due.size() * heads, 1, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
-      const ForwardSlice& slice = *due[i / heads];
+      const Piece& piece = *due[i / heads];
+      const ForwardSlice& slice = *piece.slice;
       const int head = static_cast<int>(i % heads);
       PageTable::LeavingPage page;
       while (slice.kv->NextLeaving(layer, head, &page)) {
         Rung rungs[kTileTokens];
         const auto decided = absl::MakeSpan(rungs, page.tokens);
-        slice.policy->Decide(
-            {.layer = layer, .kv_head = head, .first_position = page.first_position}, decided);
+        const LeavingTokens tokens = {.layer = layer,
+                                      .kv_head = head,
+                                      .first_position = page.first_position,
+                                      .count = page.tokens,
+                                      .context = piece.first_position + piece.num_tokens,
+                                      .head_dim = config_.head_dim,
+                                      .query_heads = config_.num_heads / config_.num_kv_heads,
+                                      .price = slice.price};
+        slice.policy->Decide(tokens, decided);
+        if (slice.decisions != nullptr) slice.decisions->Add(tokens, decided);
         slice.kv->Settle(layer, head, decided);
       }
     }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "controller/decision_tally.h"
 #include "controller/precision_policy.h"
 #include "kvpool/key_means.h"
 #include "kvpool/page_table.h"
@@ -27,6 +28,8 @@ struct ForwardSlice {
   int first_position = 0;                   // = tokens already in `kv`
   PageTable* kv = nullptr;                  // its status() tells whether the pool had room
   const PrecisionPolicy* policy = nullptr;  // for what leaves kv's ring; null if nothing does
+  double price = 0;                         // LeavingTokens::price
+  DecisionTally* decisions = nullptr;       // gets what `policy` decides; may be null
   // 8 for speed over many tokens, 16 for decoding.
   ActivationBits activation_bits = ActivationBits::k8;
   // More of the same prompt follows in a later pass: until then the tokens behind the last multiple

@@ -31,16 +31,21 @@ absl::StatusOr<std::unique_ptr<WhitRunner>> WhitRunner::Create(const Options& op
       {.capacity_bytes = bytes + bytes / 16,  // a slab may have a rest behind its last page
        .head_dim = config.head_dim});
   if (!pool.ok()) return pool.status();
+  absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
+      MakePrecisionPolicy(options.kv_policy, /*file=*/nullptr);
+  if (!policy.ok()) return policy.status();
   return std::unique_ptr<WhitRunner>(
-      new WhitRunner(*std::move(model), *std::move(pool), options.kv_policy));
+      new WhitRunner(*std::move(model), *std::move(pool), options.kv_policy, *std::move(policy)));
 }
 
 WhitRunner::WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool,
-                       const PrecisionPolicySpec& kv_policy)
+                       const PrecisionPolicySpec& kv_policy,
+                       std::unique_ptr<const PrecisionPolicy> policy)
     : model_(std::move(model)),
       pool_(std::move(pool)),
       ring_(RingOf(kv_policy)),
-      policy_(MakePrecisionPolicy(kv_policy)),
+      kv_policy_(kv_policy),
+      policy_(std::move(policy)),
       tokens_(config().vocab_size) {}
 
 absl::Status WhitRunner::Prepare(int sequences, int depth) {
@@ -49,8 +54,8 @@ absl::Status WhitRunner::Prepare(int sequences, int depth) {
   }
   const int missing = depth - depth_;
   if (missing <= 0) return absl::OkStatus();
-  for (PageTable& sequence : sequences_) {
-    if (absl::Status s = Append(sequence, missing, ForwardSlice::Logits::kNone); !s.ok()) return s;
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    if (absl::Status s = Append(i, missing, ForwardSlice::Logits::kNone); !s.ok()) return s;
   }
   depth_ = depth;
   return absl::OkStatus();
@@ -63,13 +68,18 @@ absl::StatusOr<double> WhitRunner::Decode(int steps) {
   for (int step = 0; step < steps; ++step) {
     for (size_t i = 0; i < slices.size(); ++i) {
       tokens[i] = tokens_.Next();
+      SequencePrice& price = *prices_[i];
+      if (price.pays()) price.Update(/*pressure=*/0);
       slices[i] = {.tokens = absl::MakeConstSpan(&tokens[i], 1),
                    .first_position = depth_,
                    .kv = &sequences_[i],
                    .policy = policy_.get(),
+                   .price = price.price(),
+                   .decisions = &price.decisions(),
                    .activation_bits = ActivationBits::k16};
     }
     model_->Forward(slices);
+    for (size_t i = 0; i < slices.size(); ++i) prices_[i]->EndStep(sequences_[i]);
     ++depth_;
   }
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
@@ -82,8 +92,7 @@ absl::StatusOr<double> WhitRunner::Decode(int steps) {
 absl::StatusOr<double> WhitRunner::Prefill(int tokens) {
   Restart(1);
   const absl::Time start = absl::Now();
-  if (absl::Status s = Append(sequences_[0], tokens, ForwardSlice::Logits::kLast); !s.ok())
-    return s;
+  if (absl::Status s = Append(0, tokens, ForwardSlice::Logits::kLast); !s.ok()) return s;
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   depth_ = tokens;
   return seconds;
@@ -97,22 +106,32 @@ size_t WhitRunner::kv_bytes() const {
 
 void WhitRunner::Restart(int sequences) {
   sequences_.clear();
+  prices_.clear();
+  const PriceCurve curve({}, config().head_dim);
   for (int i = 0; i < sequences; ++i) {
     sequences_.push_back(model_->NewPageTable(*pool_, ring_));
+    prices_.push_back(std::make_unique<SequencePrice>(kv_policy_, /*target_true_bits=*/0, config(),
+                                                      curve, /*server_has_target=*/false));
   }
   depth_ = 0;
 }
 
-absl::Status WhitRunner::Append(PageTable& sequence, int count, ForwardSlice::Logits logits) {
+absl::Status WhitRunner::Append(size_t index, int count, ForwardSlice::Logits logits) {
+  PageTable& sequence = sequences_[index];
+  SequencePrice& price = *prices_[index];
   const std::vector<int32_t> prompt = tokens_.Take(count);
   const int chunk = EngineOptions().max_step_tokens;  // as the engine cuts prompts by default
   for (int begin = 0; begin < count; begin += chunk) {
     const int size = std::min(chunk, count - begin);
+    if (price.pays()) price.Update(/*pressure=*/0);
     model_->Forward({{.tokens = absl::MakeConstSpan(prompt).subspan(begin, size),
                       .first_position = depth_ + begin,
                       .kv = &sequence,
                       .policy = policy_.get(),
+                      .price = price.price(),
+                      .decisions = &price.decisions(),
                       .logits = begin + size == count ? logits : ForwardSlice::Logits::kNone}});
+    price.EndStep(sequence);
   }
   return sequence.status();
 }

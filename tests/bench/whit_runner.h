@@ -12,6 +12,7 @@
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
+#include "runtime/engine/sequence_price.h"
 #include "runtime/model/model.h"
 #include "runtime/ops/thread_pool.h"
 #include "tests/bench/runner.h"
@@ -42,19 +43,21 @@ class WhitRunner : public Runner {
 
  private:
   WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool,
-             const PrecisionPolicySpec& kv_policy);
+             const PrecisionPolicySpec& kv_policy, std::unique_ptr<const PrecisionPolicy> policy);
   // Empty sequences in place of all that were.
   void Restart(int sequences);
-  // Runs `count` new tokens through the model, behind the depth_ tokens of `sequence`; `logits` of
+  // Runs `count` new tokens through the model, behind the depth_ tokens of a sequence; `logits` of
   // the last chunk.
-  absl::Status Append(PageTable& sequence, int count, ForwardSlice::Logits logits);
+  absl::Status Append(size_t sequence, int count, ForwardSlice::Logits logits);
 
   const std::unique_ptr<Model> model_;
   const std::unique_ptr<PagePool> pool_;
   const RecentRing ring_;
-  const std::unique_ptr<const PrecisionPolicy> policy_;  // null: fp16
+  const PrecisionPolicySpec kv_policy_;
+  const std::unique_ptr<const PrecisionPolicy> policy_;
   TokenSource tokens_;
   std::vector<PageTable> sequences_;
+  std::vector<std::unique_ptr<SequencePrice>> prices_;  // [sequence]
   int depth_ = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "tests/eval/naive_rounding.h"
 
 namespace whit::eval {
 namespace {
@@ -24,17 +25,32 @@ bool HasTarget(absl::Span<const int32_t> targets) {
                      [](int32_t target) { return target != Sequence::kNotScored; });
 }
 
+// As the arm counts it.
+PageTable::Usage UsageOf(const PageTable& table, const Arm& arm) {
+  PageTable::Usage usage = table.usage();
+  if (!arm.naive_rung.has_value()) return usage;
+  const auto fp16 = static_cast<size_t>(Rung::kFp16), rung = static_cast<size_t>(*arm.naive_rung);
+  const int head_dim = table.pool().head_dim();
+  usage.page_bytes =
+      usage.page_bytes / PageBytes(Rung::kFp16, head_dim) * PageBytes(*arm.naive_rung, head_dim);
+  usage.bytes_by_rung[rung] = usage.page_bytes;
+  usage.bytes_by_rung[fp16] = 0;
+  usage.tokens_by_rung[rung] = std::exchange(usage.tokens_by_rung[fp16], 0);
+  return usage;
+}
+
 }  // namespace
 
-void KvFootprint::AddStep(const PageTable& table, int tokens_of_step, const Shape& shape) {
-  const PageTable::Usage usage = table.usage();
+void KvFootprint::AddStep(const PageTable& table, const Arm& arm, int tokens_of_step,
+                          const Shape& shape) {
+  const PageTable::Usage usage = UsageOf(table, arm);
   const double elements = 2.0 * shape.lists * shape.head_dim * table.num_tokens();
   byte_steps_ += tokens_of_step * static_cast<double>(usage.page_bytes + usage.metadata_bytes);
   element_steps_ += tokens_of_step * elements;
 }
 
 void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& shape) {
-  const PageTable::Usage usage = table.usage();
+  const PageTable::Usage usage = UsageOf(table, arm);
   const int tokens = table.num_tokens();
   end_bytes_ += static_cast<double>(usage.page_bytes + usage.metadata_bytes);
   end_elements_ += 2.0 * shape.lists * shape.head_dim * tokens;
@@ -42,6 +58,11 @@ void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& sh
   for (int i = 0; i < kNumRungs; ++i) {
     decided[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
     tokens_by_rung_[i] += decided[i];
+  }
+  if (arm.naive_rung.has_value()) {
+    decided_bytes_ += tokens * BytesPerToken(*arm.naive_rung, shape.head_dim);
+    decided_elements_ += 2.0 * shape.head_dim * tokens;
+    return;
   }
   const int settled = SettledTokens(arm.ring, tokens);
   if (settled <= kTileTokens) return;  // the first page has the sink and is not decided
@@ -64,7 +85,9 @@ ArmRunner::ArmRunner(Model& model, std::vector<Arm> arms)
       arms_(std::move(arms)),
       shape_({.lists = model.config().num_layers * model.config().num_kv_heads,
               .head_dim = model.config().head_dim}),
-      footprints_(arms_.size()) {}
+      footprints_(arms_.size()) {
+  for (const Arm& arm : arms_) prices_.emplace_back(arm.prices, shape_.head_dim);
+}
 
 absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, RowsFn on_rows,
                             StepFn on_step) {
@@ -79,7 +102,12 @@ absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, Row
     while (static_cast<int>(active.size()) < batch && started < sequences.size()) {
       Active& fresh = active.emplace_back();
       fresh.sequence = static_cast<int>(started++);
-      for (const Arm& arm : arms_) fresh.table.push_back(model_.NewPageTable(**pool, arm.ring));
+      for (size_t arm = 0; arm < arms_.size(); ++arm) {
+        fresh.table.push_back(model_.NewPageTable(**pool, arms_[arm].ring));
+        fresh.price.push_back(std::make_unique<SequencePrice>(
+            arms_[arm].spec, /*target_true_bits=*/0, model_.config(), prices_[arm],
+            /*server_has_target=*/false));
+      }
     }
     if (absl::Status status = RunSlice(sequences, active, on_rows); !status.ok()) return status;
     for (Active& one : active) tokens_done += one.next - std::exchange(one.position, one.next);
@@ -127,11 +155,15 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
   for (Active& one : active) {
     const Sequence& sequence = sequences[one.sequence];
     const size_t first = one.position, count = one.next - one.position;
+    SequencePrice& price = *one.price[arm];
+    if (price.pays()) price.Update(/*pressure=*/0);
     const bool scored = HasTarget(absl::MakeConstSpan(sequence.targets).subspan(first, count));
     slices.push_back({.tokens = absl::MakeConstSpan(sequence.tokens).subspan(first, count),
                       .first_position = one.position,
                       .kv = &one.table[arm],
                       .policy = arms_[arm].policy.get(),
+                      .price = price.price(),
+                      .decisions = &price.decisions(),
                       .activation_bits = arms_[arm].activation_bits,
                       .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
   }
@@ -141,7 +173,13 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
   for (size_t i = 0; i < active.size(); ++i) {
     const Active& one = active[i];
     if (!one.table[arm].status().ok()) return one.table[arm].status();
-    footprints_[arm].AddStep(one.table[arm], one.next - one.position, shape_);
+    one.price[arm]->EndStep(one.table[arm]);
+    if (arms_[arm].naive_rung.has_value()) {
+      const ModelConfig& config = model_.config();
+      RoundLastPages(one.table[arm], config.num_layers, config.num_kv_heads,
+                     *arms_[arm].naive_rung);
+    }
+    footprints_[arm].AddStep(one.table[arm], arms_[arm], one.next - one.position, shape_);
     if (slices[i].logits == ForwardSlice::Logits::kNone) continue;
     for (int position = one.position; position < one.next; ++position) {
       const int32_t target = sequences[one.sequence].targets[position];

@@ -11,8 +11,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "controller/price.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
+#include "runtime/engine/sequence_price.h"
 #include "runtime/model/model.h"
 #include "tests/eval/arms.h"
 
@@ -52,7 +54,7 @@ class KvFootprint {
     int lists = 0;  // layers x KV heads
     int head_dim = 0;
   };
-  void AddStep(const PageTable& table, int tokens_of_step, const Shape& shape);
+  void AddStep(const PageTable& table, const Arm& arm, int tokens_of_step, const Shape& shape);
   void AddEnd(const PageTable& table, const Arm& arm, const Shape& shape);
 
   double byte_steps_ = 0, element_steps_ = 0;
@@ -95,9 +97,10 @@ class ArmRunner {
   // A sequence under way.
   struct Active {
     int sequence = 0;
-    int position = 0;              // tokens that were run
-    int next = 0;                  // position after the slice under way
-    std::vector<PageTable> table;  // [arm]
+    int position = 0;                                   // tokens that were run
+    int next = 0;                                       // position after the slice under way
+    std::vector<PageTable> table;                       // [arm]
+    std::vector<std::unique_ptr<SequencePrice>> price;  // [arm]
   };
 
   // A pool that holds `batch` of the longest sequences in every arm, whatever its rungs.
@@ -111,6 +114,7 @@ class ArmRunner {
 
   Model& model_;
   const std::vector<Arm> arms_;
+  std::vector<PriceCurve> prices_;  // [arm]
   const KvFootprint::Shape shape_;
   std::vector<KvFootprint> footprints_;  // [arm]
 };

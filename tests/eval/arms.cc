@@ -11,13 +11,19 @@
 namespace whit::eval {
 namespace {
 
-absl::Status Invalid(std::string_view arm, std::string_view why) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("arm '", std::string(arm), "': ", std::string(why)));
+constexpr std::string_view kNaive = "naive:";
+
+absl::Status Named(std::string_view arm, const absl::Status& status) {
+  return absl::Status(status.code(),
+                      absl::StrCat("arm '", std::string(arm), "': ", status.message()));
 }
 
-// Splits at the commas between arms, not at those within a random mix: what follows the latter is
-// RUNG=WEIGHT, which begins no arm.
+absl::Status Invalid(std::string_view arm, std::string_view why) {
+  return Named(arm, absl::InvalidArgumentError(std::string(why)));
+}
+
+// Splits at the commas between arms, not at those within a random mix or a rule: what follows the
+// latter is NAME=VALUE, which begins no arm.
 std::vector<std::string> SplitList(std::string_view list) {
   std::vector<std::string> names;
   const std::vector<std::string> parts = absl::StrSplit(std::string(list), ',', absl::SkipEmpty());
@@ -56,11 +62,27 @@ void Apply(const RingOverrides& overrides, RecentRing& ring) {
   ring.sink_rung = overrides.sink_rung.value_or(ring.sink_rung);
 }
 
-absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overrides) {
+// Without a policy, nothing ever leaves the ring: pages stay as they were filled.
+absl::StatusOr<Arm> ParseNaive(const std::string& name) {
+  const absl::StatusOr<Rung> rung = ParseRung(name.substr(kNaive.size()));
+  if (!rung.ok()) return Named(name, rung.status());
+  if (*rung == Rung::kFp16) return Invalid(name, "FP16 is not quantized; write a rung below it");
+  return Arm{.name = name, .ring = RingOf({}), .naive_rung = *rung};
+}
+
+absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overrides,
+                             const PolicyFile* policy_file) {
+  if (name.starts_with(kNaive)) return ParseNaive(name);
   const std::pair<std::string, std::string> halves = absl::StrSplit(name, absl::MaxSplits('@', 1));
   const absl::StatusOr<PrecisionPolicySpec> spec = ParsePrecisionPolicy(halves.first);
   if (!spec.ok()) return Invalid(name, std::string(spec.status().message()));
-  Arm arm = {.name = spec->ToString(), .ring = RingOf(*spec), .policy = MakePrecisionPolicy(*spec)};
+  absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
+      MakePrecisionPolicy(*spec, policy_file);
+  if (!policy.ok()) return Named(name, policy.status());
+  Arm arm = {
+      .name = spec->ToString(), .spec = *spec, .ring = RingOf(*spec), .policy = *std::move(policy)};
+  // Prices mean nothing without the importance that they were measured with.
+  if (policy_file != nullptr && policy_file->importance) arm.prices = policy_file->prices;
   const bool reference = IsReference(arm);
   if (!reference) Apply(overrides, arm.ring);
   if (name.find('@') != name.npos) {
@@ -84,15 +106,18 @@ absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overr
 
 Arm ReferenceArm() {
   const PrecisionPolicySpec fp16;
-  return {.name = fp16.ToString(), .ring = RingOf(fp16), .policy = MakePrecisionPolicy(fp16)};
+  return {.name = fp16.ToString(),
+          .ring = RingOf(fp16),
+          .policy = *MakePrecisionPolicy(fp16, /*file=*/nullptr)};
 }
 
 bool IsReference(const Arm& arm) { return arm.name == PrecisionPolicySpec().ToString(); }
 
-absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides) {
+absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides,
+                                           const PolicyFile* policy_file) {
   std::vector<Arm> arms = {ReferenceArm()};
   for (const std::string& name : SplitList(list)) {
-    absl::StatusOr<Arm> arm = ParseArm(name, overrides);
+    absl::StatusOr<Arm> arm = ParseArm(name, overrides, policy_file);
     if (!arm.ok()) return arm.status();
     const bool known = std::any_of(arms.begin(), arms.end(),
                                    [&](const Arm& other) { return other.name == arm->name; });

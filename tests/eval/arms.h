@@ -26,8 +26,13 @@ namespace whit::eval {
 // A value: copies share the policy.
 struct Arm {
   std::string name;
-  RecentRing ring;
-  std::shared_ptr<const PrecisionPolicy> policy;
+  PrecisionPolicySpec spec = {};
+  RecentRing ring = {};
+  std::shared_ptr<const PrecisionPolicy> policy = {};
+  std::vector<PolicyFile::PricePoint> prices = {};  // where the policy asks for a price
+  // FP16 pages are rounded to what naive quantization leaves of them (naive_rounding.h), and
+  // counted as if they were at this rung.
+  std::optional<Rung> naive_rung = {};
   ActivationBits activation_bits = ActivationBits::k16;
 };
 
@@ -43,10 +48,12 @@ struct RingOverrides {
 };
 
 // "fp16,static:K4V4,random:K2V2=1,K4V4=3,static:K4V4@64:K4V4": policy names, each with an optional
-// ring of its own, @TOKENS[:RUNG[:SINK_RUNG]]. The reference comes first whether it is named or
-// not; every other arm once, in the order given. INVALID_ARGUMENT names the arm and what is wrong
-// with it.
-absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides);
+// ring of its own, @TOKENS[:RUNG[:SINK_RUNG]]; and "naive:K4V4", a baseline that no server has. The
+// reference comes first whether it is named or not; every other arm once, in the order given.
+// `policy_file` is the model's, or null, and outlives the arms. INVALID_ARGUMENT names the arm and
+// what is wrong with it, FAILED_PRECONDITION what it needs of a policy file.
+absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides,
+                                           const PolicyFile* policy_file = nullptr);
 
 // For plots: arms of one family differ in their budget, which the label names. "static:K4V4@64" is
 // K4V4 of "static@64".

@@ -64,7 +64,7 @@ TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
   const ModelConfig model = Model(64);
   for (const char* name : {"static:K4V4", "static:K8V8", "random:K2V2=1,K4V2=1,K8V4=2"}) {
     const PrecisionPolicySpec spec = *ParsePrecisionPolicy(name);
-    const auto policy = MakePrecisionPolicy(spec);
+    const auto policy = MakePrecisionPolicy(spec, nullptr).value();
     const auto pool =
         *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = 64});
     for (int tokens : {1, 16, 17, 128, 160, 177, 1000}) {
@@ -83,7 +83,11 @@ TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
           PageTable::LeavingPage page;
           while (table.NextLeaving(layer, head, &page)) {
             std::vector<Rung> rungs(page.tokens);
-            policy->Decide({layer, head, page.first_position}, absl::MakeSpan(rungs));
+            policy->Decide({.layer = layer,
+                            .kv_head = head,
+                            .first_position = page.first_position,
+                            .count = page.tokens},
+                           absl::MakeSpan(rungs));
             table.Settle(layer, head, rungs);
           }
         }

@@ -59,7 +59,7 @@ class Sequence {
       : tokens_(std::move(tokens)),
         activation_bits_(options.activation_bits),
         spec_(ParsePrecisionPolicy(options.policy).value()),
-        policy_(MakePrecisionPolicy(spec_)),
+        policy_(MakePrecisionPolicy(spec_, nullptr).value()),
         table_(fixture.model->NewPageTable(*fixture.pool, RingOf(spec_))) {}
 
   ForwardSlice Next(int count, Logits logits = Logits::kAll) {
@@ -349,7 +349,7 @@ TEST(ModelTest, AnExhaustedPoolEndsASequenceNotTheProcess) {
   fixture.pool = PagePool::Create({.capacity_bytes = PagePool::kSlabBytes, .head_dim = 16}).value();
   {
     const PrecisionPolicySpec spec = ParsePrecisionPolicy("static:K4V4").value();
-    const auto policy = MakePrecisionPolicy(spec);
+    const auto policy = MakePrecisionPolicy(spec, nullptr).value();
     PageTable table = fixture.model->NewPageTable(*fixture.pool, RingOf(spec));
     const std::vector<int32_t> tokens = RandomTokens(300, 7);
     for (int first : {0, 300, 600, 900}) {

@@ -1,0 +1,59 @@
+// SequencePrice: what a sequence pays for its KV bits, and what it got.
+#ifndef WHIT_RUNTIME_ENGINE_SEQUENCE_PRICE_H_
+#define WHIT_RUNTIME_ENGINE_SEQUENCE_PRICE_H_
+
+#include <optional>
+
+#include "controller/decision_tally.h"
+#include "controller/policy_spec.h"
+#include "controller/price.h"
+#include "kvpool/page_table.h"
+#include "runtime/model/model_config.h"
+
+namespace whit {
+
+// Threads: the engine's, but for the tally (decision_tally.h).
+class SequencePrice {
+ public:
+  // `model` outlives it; `curve` is the model's. The price is the sequence's own if it has a
+  // target: of packed bits in its policy's name, of true bits beside it (0: none), or the default
+  // one if the server has none to give.
+  SequencePrice(const PrecisionPolicySpec& policy, double target_true_bits,
+                const ModelConfig& model, const PriceCurve& curve, bool server_has_target);
+
+  // Whether the policy asks for a price at all, and whether the server's applies.
+  bool pays() const { return pays_; }
+  bool follows_server() const { return pays_ && !own_.has_value(); }
+
+  double price() const { return price_; }
+  void set_price(double price) { price_ = price; }
+
+  DecisionTally& decisions() { return decisions_; }
+  const DecisionTally& decisions() const { return decisions_; }
+  // After a step: takes note of what `kv` holds now, and returns what was decided in the step.
+  DecisionTally::Counts EndStep(const PageTable& kv);
+  // What was decided since the last call.
+  DecisionTally::Counts TakeDecided();
+  // Tokens held, and their true bits per element, as they were when something was last decided.
+  double held_tokens() const { return held_tokens_; }
+  double held_bits() const { return held_bits_; }
+
+  // Of a request that pays a price of its own: moves it towards the target.
+  void Update(double pressure);
+
+ private:
+  const ModelConfig& model_;
+  const bool pays_;
+  double target_bits_ = 0;
+  bool target_is_packed_ = true;
+  std::optional<PriceController> own_;
+  double price_ = 0;
+
+  DecisionTally decisions_;
+  DecisionTally::Counts total_{}, untaken_{};
+  double held_tokens_ = 0, held_bits_ = 0;
+};
+
+}  // namespace whit
+
+#endif  // WHIT_RUNTIME_ENGINE_SEQUENCE_PRICE_H_
