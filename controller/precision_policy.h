@@ -22,13 +22,6 @@ namespace whit {
 // How sequences of a policy keep their newest tokens.
 RecentRing RingOf(const PrecisionPolicySpec& spec);
 
-// What of LeavingTokens a policy reads.
-struct SignalNeeds {
-  bool attention = false;  // received
-  bool vectors = false;    // keys, values, key_mean
-  bool features = false;
-};
-
 // Decides the rungs of tokens that leave the recent ring.
 //
 // Threads: any; a policy is immutable.

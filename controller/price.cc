@@ -11,7 +11,9 @@ namespace whit {
 namespace {
 
 // Tokens whose decisions weigh as much as all that was learned before them.
-constexpr double kMemoryTokens = 32;
+constexpr double kMemoryTokens = 64;
+// Means so close to the lowest and the highest that can be reached say little of the price.
+constexpr double kBlunt = 0.1;
 // A deviation from the target is made up for over as many tokens as are held, divided by this; but
 // not over fewer than kFewestTokens.
 constexpr double kUrgency = 2;
@@ -68,9 +70,9 @@ void PriceController::Update(const PriceMeasurement& measured) {
   if (measured.decided_tokens > 0) {
     // Compared in bits that can be reached: where all tokens get the lowest rung, a price that is
     // too high by whatever amount is as expected.
-    const double expected =
-        std::clamp(curve_.Bits(log_price_ - offset_), curve_.min_bits(), curve_.max_bits());
-    const double decided = std::clamp(measured.decided_bits, curve_.min_bits(), curve_.max_bits());
+    const double low = curve_.min_bits() + kBlunt, high = curve_.max_bits() - kBlunt;
+    const double expected = std::clamp(curve_.Bits(log_price_ - offset_), low, high);
+    const double decided = std::clamp(measured.decided_bits, low, high);
     const double weight = measured.decided_tokens / (measured.decided_tokens + kMemoryTokens);
     offset_ += weight * (curve_.LogPrice(expected) - curve_.LogPrice(decided));
   }

@@ -1,5 +1,7 @@
 #include "controller/token_signals.h"
 
+#include <cmath>
+
 namespace whit {
 
 AttentionTally::AttentionTally(int num_layers, int num_kv_heads, int first_position)
@@ -28,6 +30,17 @@ void AttentionTally::Drop(int layer, int kv_head, int num_tokens) {
 ReceivedAttention AttentionTally::received(int layer, int kv_head) {
   List& list = this->list(layer, kv_head);
   return {.sum = list.sum.data(), .squares = list.squares.data(), .recent = list.recent.data()};
+}
+
+void TokenFeatureLog::Append(absl::Span<const int32_t> tokens) {
+  for (const int32_t token : tokens) {
+    const int seen = counts_[token]++;
+    // Counts before this token: c of it, N of all, over |V_obs| different ones.
+    const double different = static_cast<double>(counts_.size()) - (seen == 0 ? 1 : 0);
+    const double all = static_cast<double>(features_.size());
+    features_.push_back(
+        {.rarity = static_cast<float>(-std::log((seen + 1) / (all + different + 1)))});
+  }
 }
 
 }  // namespace whit

@@ -3,8 +3,11 @@
 #define WHIT_CONTROLLER_TOKEN_SIGNALS_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
 #include "kvpool/rung.h"
 
@@ -62,6 +65,52 @@ struct TokenFeatures {
   float rarity = 0;              // R: -ln((c + 1) / (N + |V_obs| + 1)), counts of this sequence
   float attention_variance = 0;  // V: mean over heads of the attention row's variance, last layer
   float confidence = 0;          // C: the largest probability of the next-token distribution
+};
+
+// Features of a sequence's tokens, by position.
+//
+// Threads: one at a time; Find from several.
+class TokenFeatureLog {
+ public:
+  // Tokens before `first_position` are decided already: nothing is known of them.
+  explicit TokenFeatureLog(int first_position) : first_position_(first_position) {}
+
+  // The next tokens: sets their rarity, the rest comes later.
+  void Append(absl::Span<const int32_t> tokens);
+  TokenFeatures& at(int position) { return features_[position - first_position_]; }
+  // Those of `count` tokens from `position` on.
+  absl::Span<const TokenFeatures> Find(int position, int count) const {
+    return absl::MakeConstSpan(features_).subspan(position - first_position_, count);
+  }
+
+ private:
+  int first_position_;
+  absl::flat_hash_map<int32_t, int> counts_;  // of each token of this sequence
+  std::vector<TokenFeatures> features_;
+};
+
+// What of LeavingTokens a policy reads.
+struct SignalNeeds {
+  bool attention = false;  // received
+  bool vectors = false;    // keys, values, key_mean
+  bool features = false;
+};
+
+// What is observed of one sequence for its policy.
+class SequenceSignals {
+ public:
+  // The sequence's first `first_position` tokens are decided already.
+  SequenceSignals(const SignalNeeds& needs, int num_layers, int num_kv_heads, int first_position) {
+    if (needs.attention) tally_.emplace(num_layers, num_kv_heads, first_position);
+    if (needs.features) features_.emplace(first_position);
+  }
+  // Null: not needed.
+  AttentionTally* tally() { return tally_.has_value() ? &*tally_ : nullptr; }
+  TokenFeatureLog* features() { return features_.has_value() ? &*features_ : nullptr; }
+
+ private:
+  std::optional<AttentionTally> tally_;
+  std::optional<TokenFeatureLog> features_;
 };
 
 // Tokens of one (layer, KV head) that leave the ring, and what is known of them.

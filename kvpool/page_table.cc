@@ -84,9 +84,18 @@ void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
 
 bool PageTable::NextLeaving(int layer, int kv_head, LeavingPage* page) const {
   const List& list = this->list(layer, kv_head);
-  if (list.tokens - list.settled_tokens < ring_.tokens + kTileTokens) return false;
-  *page = {.first_position = list.settled_tokens, .tokens = list.pages[list.settled].tokens};
+  if (list.tokens - list.settled_tokens < ring_.tokens_at(list.tokens) + kTileTokens) return false;
+  *page = {.first_position = list.settled_tokens,
+           .tokens = list.pages[list.settled].tokens,
+           .sink = list.settled_tokens == 0};
   return true;
+}
+
+void PageTable::ReadLeaving(int layer, int kv_head, float* keys, float* values) const {
+  const List& list = this->list(layer, kv_head);
+  const PageEntry& page = list.pages[list.settled];
+  ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
+             MeanOf(page, layer, kv_head), keys, values);
 }
 
 void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {

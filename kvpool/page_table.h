@@ -2,6 +2,7 @@
 #ifndef WHIT_KVPOOL_PAGE_TABLE_H_
 #define WHIT_KVPOOL_PAGE_TABLE_H_
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -25,10 +26,17 @@ struct RecentRing {
   // Tokens behind the newest that are not yet decided. A page leaves the ring when all its tokens
   // are older, so the ring holds up to a page more.
   int tokens = 0;
+  // If above 0, a ring of more tokens where that is a small share of a long sequence: one of every
+  // `growth`, up to max_tokens.
+  int growth = 0;
+  int max_tokens = 0;
   // The first page is at this rung from the start and stays there: it has the sink, which attention
   // always returns to, and whose rounding to 8 bits alone costs more than that of all other tokens.
   Rung sink_rung = Rung::kFp16;
 
+  int tokens_at(int sequence_tokens) const {
+    return growth <= 0 ? tokens : std::max(tokens, std::min(sequence_tokens / growth, max_tokens));
+  }
   bool operator==(const RecentRing&) const = default;
 };
 
@@ -72,9 +80,12 @@ class PageTable {
   struct LeavingPage {
     int first_position = 0;
     int tokens = 0;
+    bool sink = false;  // the first page: it keeps its rung whatever is decided
   };
   // True, and which page, if one is due.
   bool NextLeaving(int layer, int kv_head, LeavingPage* page) const;
+  // Decodes its tokens: [tokens][head_dim] each.
+  void ReadLeaving(int layer, int kv_head, float* keys, float* values) const;
   // Writes the leaving page's tokens into settled pages, rungs[i] for its i-th token.
   void Settle(int layer, int kv_head, absl::Span<const Rung> rungs);
 

@@ -87,6 +87,7 @@ class Sequence {
   PageTable kv_;
   SequencePrice price_;
   const int cached_tokens_;  // that kv_ began with
+  SequenceSignals signals_;
 
   std::vector<int32_t> tokens_;  // the prompt, then what was generated
   const size_t prompt_tokens_;

@@ -6,12 +6,16 @@
 
 #include "kvpool/quantizer.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/logits.h"
 
 namespace whit {
 namespace {
 
 // Rows that a thread claims at a time in loops over tokens.
 constexpr size_t kRowGrain = 4;
+
+// Rows of logits that are computed at once for their entropy alone.
+constexpr size_t kObservedRows = 64;
 
 // Fewer tokens than this are appended to their tables by one thread.
 constexpr int kFewTokens = 16;
@@ -24,6 +28,13 @@ void ForEachSlice(absl::Span<const ForwardSlice> slices, Fn fn) {
     fn(slice, row);
     row += slice.tokens.size();
   }
+}
+
+AttentionTally* TallyOf(const ForwardSlice& slice) {
+  return slice.signals == nullptr ? nullptr : slice.signals->tally();
+}
+TokenFeatureLog* FeaturesOf(const ForwardSlice& slice) {
+  return slice.signals == nullptr ? nullptr : slice.signals->features();
 }
 
 void Grow(std::vector<float>& buffer, size_t size) {
@@ -75,10 +86,12 @@ absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
   CutIntoRounds(slices);
   Embed(slices);
   PrepareRope(slices);
+  Grow(squared_probabilities_, size_t{1} * num_tokens_ * config_.num_heads);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     AttentionBlock(layer);
     FeedForwardBlock(layer);
   }
+  ObserveAttention(slices);
   return ComputeLogits(slices);
 }
 
@@ -187,12 +200,18 @@ void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
   Append(layer, pieces);
   attention_slices_.clear();
   for (const Piece& piece : pieces) {
-    attention_slices_.push_back({.first_row = piece.first_row,
-                                 .out = attended_.data() + piece.first_row * config_.query_size(),
-                                 .out_stride = static_cast<size_t>(config_.query_size()),
-                                 .num_tokens = piece.num_tokens,
-                                 .first_position = piece.first_position,
-                                 .kv = piece.slice->kv});
+    const bool observed = FeaturesOf(*piece.slice) != nullptr && layer == config_.num_layers - 1;
+    attention_slices_.push_back(
+        {.first_row = piece.first_row,
+         .out = attended_.data() + piece.first_row * config_.query_size(),
+         .out_stride = static_cast<size_t>(config_.query_size()),
+         .num_tokens = piece.num_tokens,
+         .first_position = piece.first_position,
+         .kv = piece.slice->kv,
+         .tally = TallyOf(*piece.slice),
+         .squared_probabilities =
+             observed ? squared_probabilities_.data() + piece.first_row * config_.num_heads
+                      : nullptr});
   }
   Attention(attention_shape_, layer, queries_, attention_slices_, pool_, attention_scratch_);
   SettleLeaving(layer, pieces);
@@ -212,6 +231,9 @@ void Model::Append(int layer, absl::Span<const Piece> pieces) {
           qkv_.data() + piece.first_row * stride + config_.query_size() + head * config_.head_dim;
       piece.slice->kv->Append(layer, static_cast<int>(head), piece.num_tokens,
                               {.keys = keys, .values = keys + config_.kv_size(), .stride = stride});
+      if (AttentionTally* tally = TallyOf(*piece.slice); tally != nullptr) {
+        tally->Append(layer, static_cast<int>(head), piece.num_tokens);
+      }
     }
   });
 }
@@ -231,27 +253,52 @@ void Model::SettleLeaving(int layer, absl::Span<const Piece> pieces) {
   const size_t heads = config_.num_kv_heads;
   pool_.ParallelFor(due.size() * heads, 1, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
-      const Piece& piece = *due[i / heads];
-      const ForwardSlice& slice = *piece.slice;
-      const int head = static_cast<int>(i % heads);
-      PageTable::LeavingPage page;
-      while (slice.kv->NextLeaving(layer, head, &page)) {
-        Rung rungs[kTileTokens];
-        const auto decided = absl::MakeSpan(rungs, page.tokens);
-        const LeavingTokens tokens = {.layer = layer,
-                                      .kv_head = head,
-                                      .first_position = page.first_position,
-                                      .count = page.tokens,
-                                      .context = piece.first_position + piece.num_tokens,
-                                      .head_dim = config_.head_dim,
-                                      .query_heads = config_.num_heads / config_.num_kv_heads,
-                                      .price = slice.price};
-        slice.policy->Decide(tokens, decided);
-        if (slice.decisions != nullptr) slice.decisions->Add(tokens, decided);
-        slice.kv->Settle(layer, head, decided);
-      }
+      SettleHead(layer, static_cast<int>(i % heads), *due[i / heads]);
     }
   });
+}
+
+void Model::SettleHead(int layer, int kv_head, const Piece& piece) const {
+  const ForwardSlice& slice = *piece.slice;
+  const SignalNeeds needs = slice.policy->needs();
+  std::vector<float> keys, values;
+  PageTable::LeavingPage page;
+  while (slice.kv->NextLeaving(layer, kv_head, &page)) {
+    // Features come at the end of a pass.
+    if (needs.features && page.first_position + page.tokens > slice.first_position) return;
+    LeavingTokens tokens = {.layer = layer,
+                            .kv_head = kv_head,
+                            .first_position = page.first_position,
+                            .count = page.tokens,
+                            .context = piece.first_position + piece.num_tokens,
+                            .head_dim = config_.head_dim,
+                            .query_heads = config_.num_heads / config_.num_kv_heads,
+                            .price = slice.price};
+    if (needs.attention) tokens.received = TallyOf(slice)->received(layer, kv_head);
+    if (needs.features) tokens.features = FeaturesOf(slice)->Find(page.first_position, page.tokens);
+    if (needs.vectors) {
+      keys.resize(size_t{kTileTokens} * config_.head_dim);
+      values.resize(keys.size());
+      slice.kv->ReadLeaving(layer, kv_head, keys.data(), values.data());
+      tokens.keys = keys.data();
+      tokens.values = values.data();
+      if (key_means_ != nullptr) {
+        tokens.key_mean = key_means_->mean(KeyMeans::Block(page.first_position), layer, kv_head);
+      }
+    }
+    Rung rungs[kTileTokens];
+    const auto decided = absl::MakeSpan(rungs, page.tokens);
+    if (page.sink) {
+      std::fill(decided.begin(), decided.end(), Rung::kFp16);
+    } else {
+      slice.policy->Decide(tokens, decided);
+      if (slice.decisions != nullptr) slice.decisions->Add(tokens, decided);
+    }
+    slice.kv->Settle(layer, kv_head, decided);
+    if (AttentionTally* tally = TallyOf(slice); tally != nullptr) {
+      tally->Drop(layer, kv_head, page.tokens);
+    }
+  }
 }
 
 void Model::FeedForwardBlock(int layer) {
@@ -305,13 +352,75 @@ absl::Span<const float> Model::ComputeLogits(absl::Span<const ForwardSlice> slic
     size_t i = slice.logits == ForwardSlice::Logits::kLast ? count - 1 : 0;
     for (; i < count; ++i) rows.push_back(static_cast<int>(first + i));
   });
-  if (rows.empty()) return {};
   const size_t vocab = config_.vocab_size;
-  Grow(logits_, rows.size() * vocab);
+  if (!rows.empty()) {
+    Grow(logits_, rows.size() * vocab);
+    MultiplyByOutput(rows, logits_.data());
+  }
+  const auto logits = absl::MakeConstSpan(logits_.data(), rows.size() * vocab);
+  ObserveLogits(slices, rows, logits);
+  return logits;
+}
+
+void Model::MultiplyByOutput(absl::Span<const int> rows, float* logits) {
   NormalizeInto(weights_->output_norm.data(), rows);
-  MatMul(activations_, {{.weights = &weights_->output, .out = logits_.data(), .stride = vocab}},
+  MatMul(activations_,
+         {{.weights = &weights_->output,
+           .out = logits,
+           .stride = static_cast<size_t>(config_.vocab_size)}},
          pool_);
-  return absl::MakeConstSpan(logits_.data(), rows.size() * vocab);
+}
+
+void Model::ObserveAttention(absl::Span<const ForwardSlice> slices) {
+  ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
+    TokenFeatureLog* features = FeaturesOf(slice);
+    if (features == nullptr) return;
+    features->Append(slice.tokens);
+    for (size_t i = 0; i < slice.tokens.size(); ++i) {
+      const float* squares = squared_probabilities_.data() + (first + i) * config_.num_heads;
+      const double visible = slice.first_position + static_cast<double>(i) + 1;
+      double variance = 0;  // E[a^2] - E[a]^2, and a row's probabilities add up to 1
+      for (int head = 0; head < config_.num_heads; ++head) {
+        variance += squares[head] / visible - 1 / (visible * visible);
+      }
+      features->at(slice.first_position + static_cast<int>(i)).attention_variance =
+          static_cast<float>(variance / config_.num_heads);
+    }
+  });
+}
+
+void Model::ObserveLogits(absl::Span<const ForwardSlice> slices, absl::Span<const int> rows,
+                          absl::Span<const float> logits) {
+  const size_t vocab = config_.vocab_size;
+  std::vector<TokenFeatures*> features(num_tokens_);  // by row; null: nobody asks
+  ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
+    TokenFeatureLog* log = FeaturesOf(slice);
+    for (size_t i = 0; log != nullptr && i < slice.tokens.size(); ++i) {
+      features[first + i] = &log->at(slice.first_position + static_cast<int>(i));
+    }
+  });
+  const auto observe = [&](absl::Span<const int> of_rows, const float* of_logits) {
+    pool_.ParallelFor(of_rows.size(), 1, [&](size_t begin, size_t end, int) {
+      for (size_t i = begin; i < end; ++i) {
+        TokenFeatures* token = std::exchange(features[of_rows[i]], nullptr);
+        if (token == nullptr) continue;
+        const SoftmaxSummary summary = SummarizeSoftmax(of_logits + i * vocab, vocab);
+        token->entropy = static_cast<float>(summary.entropy);
+        token->confidence = static_cast<float>(summary.largest);
+      }
+    });
+  };
+  observe(rows, logits.data());
+  std::vector<int> rest;
+  for (int row = 0; row < num_tokens_; ++row) {
+    if (features[row] != nullptr) rest.push_back(row);
+  }
+  for (size_t begin = 0; begin < rest.size(); begin += kObservedRows) {
+    const auto part = absl::MakeConstSpan(rest).subspan(begin, kObservedRows);
+    Grow(observed_logits_, part.size() * vocab);
+    MultiplyByOutput(part, observed_logits_.data());
+    observe(part, observed_logits_.data());
+  }
 }
 
 }  // namespace whit

@@ -30,6 +30,8 @@ struct ForwardSlice {
   const PrecisionPolicy* policy = nullptr;  // for what leaves kv's ring; null if nothing does
   double price = 0;                         // LeavingTokens::price
   DecisionTally* decisions = nullptr;       // gets what `policy` decides; may be null
+  // Gets what `policy` needs to know; may be null if it needs nothing.
+  SequenceSignals* signals = nullptr;
   // 8 for speed over many tokens, 16 for decoding.
   ActivationBits activation_bits = ActivationBits::k8;
   // More of the same prompt follows in a later pass: until then the tokens behind the last multiple
@@ -91,8 +93,16 @@ class Model {
   void AttendRound(int layer, absl::Span<const Piece> pieces);
   void Append(int layer, absl::Span<const Piece> pieces);
   void SettleLeaving(int layer, absl::Span<const Piece> pieces);
+  // All that is due of one (layer, KV head).
+  void SettleHead(int layer, int kv_head, const Piece& piece) const;
+  // Fills what TokenFeatureLogs take from the last layer and from the logits of the pass.
+  void ObserveAttention(absl::Span<const ForwardSlice> slices);
+  void ObserveLogits(absl::Span<const ForwardSlice> slices, absl::Span<const int> rows,
+                     absl::Span<const float> logits);
   void FeedForwardBlock(int layer);
   absl::Span<const float> ComputeLogits(absl::Span<const ForwardSlice> slices);
+  // logits = [rows][vocab_size] of these rows.
+  void MultiplyByOutput(absl::Span<const int> rows, float* logits);
 
   size_t qkv_stride() const { return config_.query_size() + size_t{2} * config_.kv_size(); }
 
@@ -117,6 +127,8 @@ class Model {
   std::vector<float> cosines_;                   // [rope_dims]
   std::vector<float> sines_;                     // [rope_dims]
   std::vector<float> logits_;                    // [row][vocab_size]
+  std::vector<float> observed_logits_;           // likewise, of rows that nobody asked for
+  std::vector<float> squared_probabilities_;     // [query head], of the last layer
   Activations activations_;
   AttentionQueries queries_;
   std::vector<std::vector<Piece>> rounds_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/logits.cc"
@@ -136,6 +137,19 @@ double ExpWeights(const float* x, size_t n, size_t max, float scale, float* out)
 double LogSumExp(const float* x, size_t n, size_t max) {
   const float shift = FiniteLogit(x[max]);
   return shift + std::log(HWY_DYNAMIC_DISPATCH(ExpSum)(x, n, shift));
+}
+
+SoftmaxSummary SummarizeSoftmax(const float* x, size_t n) {
+  const size_t max = ArgMax(x, n);
+  const double shift = FiniteLogit(x[max]);
+  std::vector<float> weights(n);
+  const double sum = ExpWeights(x, n, max, /*scale=*/1.0f, weights.data());
+  // With w = exp(x - max): -sum p ln p = ln(sum w) - sum w (x - max) / sum w.
+  double moment = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (weights[i] > 0) moment += weights[i] * (FiniteLogit(x[i]) - shift);
+  }
+  return {.entropy = std::log(sum) - moment / sum, .largest = 1 / sum};
 }
 
 }  // namespace whit

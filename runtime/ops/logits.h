@@ -17,6 +17,13 @@ double ExpWeights(const float* x, size_t n, size_t max, float scale, float* out)
 // log(sum exp(x)); `max` is ArgMax(x, n).
 double LogSumExp(const float* x, size_t n, size_t max);
 
+// Of the distribution that softmax makes of x.
+struct SoftmaxSummary {
+  double entropy;  // in nats
+  double largest;  // probability
+};
+SoftmaxSummary SummarizeSoftmax(const float* x, size_t n);
+
 // A logit as the functions above read it.
 float FiniteLogit(float x);
 

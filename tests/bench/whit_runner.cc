@@ -76,6 +76,7 @@ absl::StatusOr<double> WhitRunner::Decode(int steps) {
                    .policy = policy_.get(),
                    .price = price.price(),
                    .decisions = &price.decisions(),
+                   .signals = signals_[i].get(),
                    .activation_bits = ActivationBits::k16};
     }
     model_->Forward(slices);
@@ -107,9 +108,12 @@ size_t WhitRunner::kv_bytes() const {
 void WhitRunner::Restart(int sequences) {
   sequences_.clear();
   prices_.clear();
+  signals_.clear();
   const PriceCurve curve({}, config().head_dim);
   for (int i = 0; i < sequences; ++i) {
     sequences_.push_back(model_->NewPageTable(*pool_, ring_));
+    signals_.push_back(std::make_unique<SequenceSignals>(
+        policy_->needs(), config().num_layers, config().num_kv_heads, /*first_position=*/0));
     prices_.push_back(std::make_unique<SequencePrice>(kv_policy_, /*target_true_bits=*/0, config(),
                                                       curve, /*server_has_target=*/false));
   }
@@ -130,6 +134,7 @@ absl::Status WhitRunner::Append(size_t index, int count, ForwardSlice::Logits lo
                       .policy = policy_.get(),
                       .price = price.price(),
                       .decisions = &price.decisions(),
+                      .signals = signals_[index].get(),
                       .logits = begin + size == count ? logits : ForwardSlice::Logits::kNone}});
     price.EndStep(sequence);
   }

@@ -57,7 +57,8 @@ class WhitRunner : public Runner {
   const std::unique_ptr<const PrecisionPolicy> policy_;
   TokenSource tokens_;
   std::vector<PageTable> sequences_;
-  std::vector<std::unique_ptr<SequencePrice>> prices_;  // [sequence]
+  std::vector<std::unique_ptr<SequencePrice>> prices_;     // [sequence]
+  std::vector<std::unique_ptr<SequenceSignals>> signals_;  // [sequence]
   int depth_ = 0;
 };
 

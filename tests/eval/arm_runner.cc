@@ -11,7 +11,7 @@ namespace {
 
 // Tokens of a (layer, KV head) that have left the ring when `tokens` have passed: whole pages.
 int SettledTokens(const RecentRing& ring, int tokens) {
-  return std::max(0, (tokens - ring.tokens) / kTileTokens * kTileTokens);
+  return std::max(0, (tokens - ring.tokens_at(tokens)) / kTileTokens * kTileTokens);
 }
 
 double BytesPerToken(Rung rung, int head_dim) {
@@ -104,6 +104,10 @@ absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, Row
       fresh.sequence = static_cast<int>(started++);
       for (size_t arm = 0; arm < arms_.size(); ++arm) {
         fresh.table.push_back(model_.NewPageTable(**pool, arms_[arm].ring));
+        fresh.signals.push_back(std::make_unique<SequenceSignals>(
+            arms_[arm].policy == nullptr ? SignalNeeds() : arms_[arm].policy->needs(),
+            model_.config().num_layers, model_.config().num_kv_heads,
+            /*first_position=*/0));
         fresh.price.push_back(std::make_unique<SequencePrice>(
             arms_[arm].spec, /*target_true_bits=*/0, model_.config(), prices_[arm],
             /*server_has_target=*/false));
@@ -164,6 +168,7 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
                       .policy = arms_[arm].policy.get(),
                       .price = price.price(),
                       .decisions = &price.decisions(),
+                      .signals = one.signals[arm].get(),
                       .activation_bits = arms_[arm].activation_bits,
                       .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
   }

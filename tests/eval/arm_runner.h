@@ -97,10 +97,11 @@ class ArmRunner {
   // A sequence under way.
   struct Active {
     int sequence = 0;
-    int position = 0;                                   // tokens that were run
-    int next = 0;                                       // position after the slice under way
-    std::vector<PageTable> table;                       // [arm]
-    std::vector<std::unique_ptr<SequencePrice>> price;  // [arm]
+    int position = 0;                                       // tokens that were run
+    int next = 0;                                           // position after the slice under way
+    std::vector<PageTable> table;                           // [arm]
+    std::vector<std::unique_ptr<SequenceSignals>> signals;  // [arm]
+    std::vector<std::unique_ptr<SequencePrice>> price;      // [arm]
   };
 
   // A pool that holds `batch` of the longest sequences in every arm, whatever its rungs.

@@ -105,33 +105,33 @@ TEST(ToEngineRequestTest, LargeNumbersDoNotWrapIntoGoodOnes) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("4294967295"));
 }
 
-TEST(ToPolicyTest, AnswersClearlyForWhatItCannotDo) {
+TEST(ToPrecisionTest, AnswersClearlyForWhatItCannotDo) {
   const PrecisionPolicySpec fp16 = *ParsePrecisionPolicy("fp16");
   v1::KvCacheOptions options;
-  EXPECT_EQ(ToPolicy(options, fp16)->ToString(), "fp16");
+  EXPECT_EQ(ToPrecision(options, fp16)->policy.ToString(), "fp16");
   options.set_policy("static:K4V4");
-  EXPECT_EQ(ToPolicy(options, fp16)->ToString(), "static:K4V4");
+  EXPECT_EQ(ToPrecision(options, fp16)->policy.ToString(), "static:K4V4");
 
   options.set_floor_rung("K2V2");
-  EXPECT_TRUE(absl::IsUnimplemented(ToPolicy(options, fp16).status()));
+  EXPECT_TRUE(absl::IsUnimplemented(ToPrecision(options, fp16).status()));
   options.set_floor_rung("K5V5");
-  EXPECT_TRUE(absl::IsInvalidArgument(ToPolicy(options, fp16).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ToPrecision(options, fp16).status()));
   options.clear_floor_rung();
 
   options.set_policy("best");
-  const absl::Status unknown = ToPolicy(options, fp16).status();
+  const absl::Status unknown = ToPrecision(options, fp16).status();
   EXPECT_TRUE(absl::IsInvalidArgument(unknown));
   EXPECT_THAT(std::string(unknown.message()), HasSubstr("kv_cache.policy"));
   EXPECT_THAT(std::string(unknown.message()), HasSubstr("best"));
   options.set_policy("adaptive");
-  EXPECT_TRUE(absl::IsUnimplemented(ToPolicy(options, fp16).status()));
-  options.clear_policy();
+  EXPECT_EQ(ToPrecision(options, fp16)->target_bits, 0);
 
   options.set_target_bits(4);
-  EXPECT_TRUE(absl::IsUnimplemented(ToPolicy(options, fp16).status()));
-  for (const float bits : {1.f, 17.f, NAN}) {
+  EXPECT_EQ(ToPrecision(options, fp16)->policy.ToString(), "adaptive");
+  EXPECT_EQ(ToPrecision(options, fp16)->target_bits, 4);
+  for (const float bits : {0.f, 2.f, 17.f, NAN}) {
     options.set_target_bits(bits);
-    EXPECT_TRUE(absl::IsInvalidArgument(ToPolicy(options, fp16).status())) << bits;
+    EXPECT_TRUE(absl::IsInvalidArgument(ToPrecision(options, fp16).status())) << bits;
   }
 }
 
