@@ -1,5 +1,7 @@
 #include "runtime/ops/attention_range.h"
 
+#include "runtime/ops/cpu_extension.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/attention_range.cc"
 #define HWY_WANT_AVX3_DL 1
@@ -16,16 +18,27 @@ namespace whit {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-void AttendRangeT(const RangeView& range, const QueryTile& tile, Partial* partials,
-                  RangeProbabilities& p) {
+template <CpuExtension kExtension>
+HWY_INLINE void AttendRangeWith(const RangeView& range, const QueryTile& tile, Partial* partials,
+                                RangeProbabilities& p) {
   switch (range.head_dim) {
     case 64:
-      return page_attention::AttendTileOfDim<64>(range, tile, partials, p);
+      return page_attention::AttendTileOfDim<kExtension, 64>(range, tile, partials, p);
     case 128:
-      return page_attention::AttendTileOfDim<128>(range, tile, partials, p);
+      return page_attention::AttendTileOfDim<kExtension, 128>(range, tile, partials, p);
     default:
-      return page_attention::AttendTileOfDim<0>(range, tile, partials, p);
+      return page_attention::AttendTileOfDim<kExtension, 0>(range, tile, partials, p);
   }
+}
+
+void AttendRangeT(const RangeView& range, const QueryTile& tile, Partial* partials,
+                  RangeProbabilities& p) {
+#if HWY_ARCH_ARM_A64
+  if (DetectCpuExtension() == CpuExtension::kDotProduct) {
+    return AttendRangeWith<CpuExtension::kDotProduct>(range, tile, partials, p);
+  }
+#endif
+  AttendRangeWith<CpuExtension::kNone>(range, tile, partials, p);
 }
 
 // In the next three n is a multiple of 16, as head_dim and the slots of pages are.

@@ -12,7 +12,11 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "runtime/ops/cpu_extension.h"
 #include "runtime/ops/packed_matrix.h"
+#if HWY_ARCH_ARM_A64
+#include "runtime/ops/neon_dot-inl.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL  // Highway before 1.1 leaves VNNI out of this target
@@ -37,14 +41,14 @@ HWY_INLINE int32_t LoadQuad(const int8_t* a, size_t quad) {
 
 // The 8 quads of columns of a group for the vector of rows that begins at `lane`, unpacked and
 // ready to be multiplied with many rows of activations. Columns<kBegin, kEnd>(a) is the sum over
-// the quads [kBegin, kEnd) of code * activation, as floats (exact: below 2^24).
+// the quads [kBegin, kEnd), multiples of 4, of code * activation, as floats (exact: below 2^24).
 //
-// Every target computes the same integers.
+// Every target and extension computes the same integers.
 #if HWY_TARGET == HWY_AVX3_DL
 
 // u8 x s8. Signed 8-bit codes are biased by 128 to be unsigned, and -128 * sum(a) is taken off
 // again; the bias of the activation sum costs one more dot instruction on a constant.
-template <bool kU4>
+template <bool kU4, CpuExtension>
 struct GroupDot {
   HWY_INLINE GroupDot(const std::byte* group, size_t /*lane: the vector has all rows*/) {
     const auto* bytes = reinterpret_cast<const uint8_t*>(group);
@@ -129,7 +133,7 @@ struct GroupDot256 {
 };
 
 #if HWY_TARGET == HWY_AVX2
-template <bool kU4>
+template <bool kU4, CpuExtension>
 struct GroupDot {
   HWY_INLINE GroupDot(const std::byte* group, size_t lane) : rows(group, lane) {}
   template <size_t kBegin, size_t kEnd>
@@ -139,7 +143,7 @@ struct GroupDot {
   GroupDot256<kU4> rows;
 };
 #else
-template <bool kU4>
+template <bool kU4, CpuExtension>
 struct GroupDot {
   HWY_INLINE GroupDot(const std::byte* group, size_t) : low(group, 0), high(group, 8) {}
   template <size_t kBegin, size_t kEnd>
@@ -152,10 +156,62 @@ struct GroupDot {
 };
 #endif
 
+#elif HWY_ARCH_ARM_A64
+
+// 4 rows a vector. The codes of a group fill 8 of the 32 registers.
+template <bool kU4, CpuExtension kExtension>
+struct GroupDot {
+  HWY_INLINE GroupDot(const std::byte* group, size_t lane) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(group) + 4 * lane;
+    if constexpr (kU4) {
+      for (size_t i = 0; i < 4; ++i) {
+        const uint8x16_t pair = vld1q_u8(bytes + 64 * i);
+        codes[i] = vreinterpretq_s8_u8(vandq_u8(pair, vdupq_n_u8(0xF)));
+        codes[i + 4] = vreinterpretq_s8_u8(vshrq_n_u8(pair, 4));
+      }
+    } else {
+      for (size_t i = 0; i < 8; ++i) codes[i] = vreinterpretq_s8_u8(vld1q_u8(bytes + 64 * i));
+    }
+  }
+
+  template <size_t kBegin, size_t kEnd>
+  HWY_INLINE VF Columns(const int8_t* a) const {
+    if constexpr (kExtension == CpuExtension::kDotProduct) {
+      int32x4_t sum = vdupq_n_s32(0);
+      for (size_t i = kBegin; i < kEnd; i += 4) {
+        const int8x16_t quads = vld1q_s8(a + 4 * i);
+        sum = neon::SignedDotOfQuad<0>(sum, codes[i], quads);
+        sum = neon::SignedDotOfQuad<1>(sum, codes[i + 1], quads);
+        sum = neon::SignedDotOfQuad<2>(sum, codes[i + 2], quads);
+        sum = neon::SignedDotOfQuad<3>(sum, codes[i + 3], quads);
+      }
+      return VF(vcvtq_f32_s32(sum));
+    } else if constexpr (kU4) {
+      // As with AVX2: 16 products of at most 15 * 127 fit 16 bits.
+      int16x8_t low = vdupq_n_s16(0), high = low;
+      for (size_t i = kBegin; i < kEnd; ++i) {
+        const int8x16_t quad = vreinterpretq_s8_s32(vdupq_n_s32(LoadQuad(a, i)));
+        low = vmlal_s8(low, vget_low_s8(codes[i]), vget_low_s8(quad));
+        high = vmlal_high_s8(high, codes[i], quad);
+      }
+      return VF(vcvtq_f32_s32(vpaddlq_s16(vpaddq_s16(low, high))));
+    } else {
+      int32x4_t sum = vdupq_n_s32(0);
+      for (size_t i = kBegin; i < kEnd; ++i) {
+        const int8x16_t quad = vreinterpretq_s8_s32(vdupq_n_s32(LoadQuad(a, i)));
+        sum = neon::SignedDot<kExtension>(sum, codes[i], quad);
+      }
+      return VF(vcvtq_f32_s32(sum));
+    }
+  }
+
+  int8x16_t codes[8];
+};
+
 #else
 
 // Any other target: each byte of a quad is widened to its i32 lane.
-template <bool kU4>
+template <bool kU4, CpuExtension>
 struct GroupDot {
   HWY_INLINE GroupDot(const std::byte* group, size_t lane) : bytes(group + 4 * lane) {}
 

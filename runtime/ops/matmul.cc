@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "runtime/ops/cpu_extension.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/matmul.cc"
 #define HWY_WANT_AVX3_DL 1
@@ -53,14 +55,14 @@ struct GroupActivations {
 
 // acc[row][16] += the products of one panel's group with rows of activations. The weights are
 // unpacked once per call of the outer loop over vectors and serve all rows.
-template <WeightFormat kFormat, ActivationBits kBits>
+template <WeightFormat kFormat, ActivationBits kBits, CpuExtension kExtension>
 HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
                               float* HWY_RESTRICT acc) {
   constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
   constexpr bool kU4 = HasU4Codes(kFormat);
   const DF df;
   for (size_t lane = 0; lane < kPanelRows; lane += hn::Lanes(df)) {
-    const GroupDot<kU4> dot(group, lane);
+    const GroupDot<kU4, kExtension> dot(group, lane);
     const std::byte* scale_base = group + kLayout.codes;
     const VF d = LoadScales(scale_base, lane, kLayout.f32_scales);
     const VF d2 = kLayout.scale_sets == 2 ? LoadScales(scale_base, kPanelRows + lane, true) : d;
@@ -93,7 +95,7 @@ HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
   }
 }
 
-template <WeightFormat kFormat>
+template <WeightFormat kFormat, CpuExtension kExtension>
 void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
                             size_t rows, float* acc) {
   const size_t group_bytes = GroupLayout::Of(kFormat).bytes;
@@ -110,9 +112,9 @@ void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t 
                                      .rows = end - row};
       float* out = acc + (row - row0) * kPanelRows;
       if (bits == ActivationBits::k8) {
-        MultiplyGroup<kFormat, ActivationBits::k8>(group, part, out);
+        MultiplyGroup<kFormat, ActivationBits::k8, kExtension>(group, part, out);
       } else {
-        MultiplyGroup<kFormat, ActivationBits::k16>(group, part, out);
+        MultiplyGroup<kFormat, ActivationBits::k16, kExtension>(group, part, out);
       }
     }
   }
@@ -146,22 +148,28 @@ void MultiplyPanelFloat(const Activations& a, const PackedMatrix& w, size_t pane
   }
 }
 
+template <CpuExtension kExtension>
 void MultiplyPanel(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
                    size_t rows, float* acc) {
   switch (w.format) {
-#define WHIT_CASE(kind, format) \
-  case WeightFormat::format:    \
-    return MultiplyPanel##kind<WeightFormat::format>(a, w, panel, row0, rows, acc)
-    WHIT_CASE(Quantized, kU4);
-    WHIT_CASE(Quantized, kU4Min);
-    WHIT_CASE(Quantized, kU4MinF32);
-    WHIT_CASE(Quantized, kS8);
-    WHIT_CASE(Quantized, kS8Min);
-    WHIT_CASE(Quantized, kS8MinF32);
-    WHIT_CASE(Quantized, kS8HalfF32);
-    WHIT_CASE(Float, kF16);
-    WHIT_CASE(Float, kBF16);
-    WHIT_CASE(Float, kF32);
+#define WHIT_CASE(format, multiply) \
+  case WeightFormat::format:        \
+    return multiply(a, w, panel, row0, rows, acc)
+#define WHIT_QUANTIZED_CASE(format) \
+  WHIT_CASE(format, (MultiplyPanelQuantized<WeightFormat::format, kExtension>))
+#define WHIT_FLOAT_CASE(format) WHIT_CASE(format, MultiplyPanelFloat<WeightFormat::format>)
+    WHIT_QUANTIZED_CASE(kU4);
+    WHIT_QUANTIZED_CASE(kU4Min);
+    WHIT_QUANTIZED_CASE(kU4MinF32);
+    WHIT_QUANTIZED_CASE(kS8);
+    WHIT_QUANTIZED_CASE(kS8Min);
+    WHIT_QUANTIZED_CASE(kS8MinF32);
+    WHIT_QUANTIZED_CASE(kS8HalfF32);
+    WHIT_FLOAT_CASE(kF16);
+    WHIT_FLOAT_CASE(kBF16);
+    WHIT_FLOAT_CASE(kF32);
+#undef WHIT_FLOAT_CASE
+#undef WHIT_QUANTIZED_CASE
 #undef WHIT_CASE
   }
 }
@@ -180,14 +188,15 @@ HWY_INLINE void WritePanelRow(const float* HWY_RESTRICT sums, size_t count, bool
   }
 }
 
-// Panels [begin, end) of one output, for all rows of activations.
-void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+template <CpuExtension kExtension>
+void MultiplyPanelsWith(const Activations& a, const MatMulOutput& output, size_t begin,
+                        size_t end) {
   alignas(64) float acc[kRowBlock * kPanelRows];
   for (size_t row0 = 0; row0 < a.rows(); row0 += kRowBlock) {
     const size_t rows = std::min(kRowBlock, a.rows() - row0);
     for (size_t panel = begin; panel < end; ++panel) {
       std::memset(acc, 0, rows * kPanelRows * sizeof(float));
-      MultiplyPanel(a, *output.weights, panel, row0, rows, acc);
+      MultiplyPanel<kExtension>(a, *output.weights, panel, row0, rows, acc);
       const size_t first = panel * kPanelRows;
       const size_t count = std::min(kPanelRows, output.weights->rows - first);
       for (size_t row = 0; row < rows; ++row) {
@@ -196,6 +205,16 @@ void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t beg
       }
     }
   }
+}
+
+// Panels [begin, end) of one output, for all rows of activations.
+void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+#if HWY_ARCH_ARM_A64
+  if (DetectCpuExtension() == CpuExtension::kDotProduct) {
+    return MultiplyPanelsWith<CpuExtension::kDotProduct>(a, output, begin, end);
+  }
+#endif
+  MultiplyPanelsWith<CpuExtension::kNone>(a, output, begin, end);
 }
 
 // One group of 32 floats to codes of 8 bits, or of 15 (7 below the high byte).

@@ -14,6 +14,7 @@
 #include "hwy/highway.h"
 #include "kvpool/page.h"
 #include "runtime/ops/attention_range.h"
+#include "runtime/ops/cpu_extension.h"
 #include "runtime/ops/quad_dot-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -62,7 +63,7 @@ struct ScoreTerms {
 
 // scores[query][16] for one page of kBits-bit keys. Codes of 4 and 2 bits meet the query's high
 // bytes, 8-bit codes both. kDim: head_dim, or 0 for any.
-template <int kBits, int kQueries, int kDim>
+template <CpuExtension kExtension, int kBits, int kQueries, int kDim>
 HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, int head_dim,
                                 const QueryTile& tile, const ScoreTerms<kQueries>& terms,
                                 float* const* scores) {
@@ -85,9 +86,11 @@ HWY_INLINE void QuantizedScores(const std::byte* page, const std::byte* scales, 
           const size_t quad = part * rows + row + r;
           for (int i = 0; i < kQueries; ++i) {
             VI& sum = high[i][kBits == 8 ? r : part % 2];
-            sum = quad_dot::Add<kMaxCode, 127>(sum, codes, BroadcastQuad(tile.high[i], quad));
+            sum = quad_dot::Add<kExtension, kMaxCode, -127, 127>(sum, codes,
+                                                                 BroadcastQuad(tile.high[i], quad));
             if constexpr (kLow) {
-              low[i] = quad_dot::Add<kMaxCode, 64>(low[i], codes, BroadcastQuad(tile.low[i], quad));
+              low[i] = quad_dot::Add<kExtension, kMaxCode, -64, 64>(
+                  low[i], codes, BroadcastQuad(tile.low[i], quad));
             }
           }
         }
@@ -172,13 +175,14 @@ HWY_INLINE void QuantizeWeights(const float* p, const std::byte* scales, PageWei
 }
 
 // values[query][head_dim] += sum over tokens of weight * value, for one page of kBits-bit values.
-template <int kBits, int kQueries, int kDim>
+template <CpuExtension kExtension, int kBits, int kQueries, int kDim>
 HWY_INLINE void AddQuantizedValues(const std::byte* codes, int head_dim, const PageWeights* weights,
                                    float* const* values) {
   constexpr bool kWide = kBits == 8;
   constexpr size_t kPlanes = QuantizedPageLayout::ValuePlanes(kBits);
   // Signed codes of 8 bits are c - 128; smaller ones are small enough as they are.
-  constexpr int kMaxS = kBits == 8 ? 128 : (1 << kBits) - 1;
+  constexpr int kMinS = kBits == 8 ? -128 : 0;
+  constexpr int kMaxS = kBits == 8 ? 127 : (1 << kBits) - 1;
   constexpr float kCentre = kBits == 8 ? -0.5f : 0.5f * ((1 << kBits) - 1);
   const DF df;
   // A code c stands for c - kCentre: what that takes off, for all dimensions alike.
@@ -189,9 +193,9 @@ HWY_INLINE void AddQuantizedValues(const std::byte* codes, int head_dim, const P
     const VI ones = hn::Set(DI(), 0x01010101);
     VI high = hn::Zero(DI()), low = hn::Zero(DI());
     for (size_t quad = 0; quad < 4; ++quad) {
-      high = quad_dot::Add<255, 1>(high, BroadcastQuad(weights[i].high, quad), ones);
+      high = quad_dot::Add<kExtension, 255, 0, 1>(high, BroadcastQuad(weights[i].high, quad), ones);
       if constexpr (kWide) {
-        low = quad_dot::Add<255, 1>(low, BroadcastQuad(weights[i].low, quad), ones);
+        low = quad_dot::Add<kExtension, 255, 0, 1>(low, BroadcastQuad(weights[i].low, quad), ones);
       }
     }
     if constexpr (kWide) high = hn::Add(hn::ShiftLeft<8>(high), low);
@@ -214,9 +218,11 @@ HWY_INLINE void AddQuantizedValues(const std::byte* codes, int head_dim, const P
       for (int i = 0; i < kQueries; ++i) {
         VI high = hn::Zero(DI()), low = hn::Zero(DI());
         for (size_t quad = 0; quad < 4; ++quad) {
-          high = quad_dot::Add<255, kMaxS>(high, BroadcastQuad(weights[i].high, quad), quads[quad]);
+          high = quad_dot::Add<kExtension, 255, kMinS, kMaxS>(
+              high, BroadcastQuad(weights[i].high, quad), quads[quad]);
           if constexpr (kWide) {
-            low = quad_dot::Add<255, kMaxS>(low, BroadcastQuad(weights[i].low, quad), quads[quad]);
+            low = quad_dot::Add<kExtension, 255, kMinS, kMaxS>(
+                low, BroadcastQuad(weights[i].low, quad), quads[quad]);
           }
         }
         if constexpr (kWide) high = hn::Add(hn::ShiftLeft<8>(high), low);
@@ -306,18 +312,21 @@ HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, f
   *sum = hn::GetLane(hn::SumOfLanes(df, total));
 }
 
-template <int kQueries, int kDim>
+template <CpuExtension kExtension, int kQueries, int kDim>
 HWY_INLINE void PageScores(const std::byte* page, Rung rung, int head_dim, const QueryTile& tile,
                            const ScoreTerms<kQueries>& terms, float* const* scores) {
   const QuantizedPageLayout layout(head_dim, KeyBits(rung), ValueBits(rung));
   const std::byte* scales = page + layout.key_scales;
   switch (KeyBits(rung)) {
     case 2:
-      return QuantizedScores<2, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
+      return QuantizedScores<kExtension, 2, kQueries, kDim>(page, scales, head_dim, tile, terms,
+                                                            scores);
     case 4:
-      return QuantizedScores<4, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
+      return QuantizedScores<kExtension, 4, kQueries, kDim>(page, scales, head_dim, tile, terms,
+                                                            scores);
     case 8:
-      return QuantizedScores<8, kQueries, kDim>(page, scales, head_dim, tile, terms, scores);
+      return QuantizedScores<kExtension, 8, kQueries, kDim>(page, scales, head_dim, tile, terms,
+                                                            scores);
     default:
       return Fp16Scores<kQueries, kDim>(page + Fp16PageLayout::KeyOffset(head_dim), head_dim, tile,
                                         terms, scores);
@@ -338,18 +347,18 @@ HWY_INLINE void PageWeightsOf(const std::byte* page, Rung rung, int head_dim, co
   }
 }
 
-template <int kQueries, int kDim>
+template <CpuExtension kExtension, int kQueries, int kDim>
 HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, const float* const* p,
                               const PageWeights* weights, float* const* values) {
   const std::byte* codes =
       page + QuantizedPageLayout(head_dim, KeyBits(rung), ValueBits(rung)).value_codes;
   switch (ValueBits(rung)) {
     case 2:
-      return AddQuantizedValues<2, kQueries, kDim>(codes, head_dim, weights, values);
+      return AddQuantizedValues<kExtension, 2, kQueries, kDim>(codes, head_dim, weights, values);
     case 4:
-      return AddQuantizedValues<4, kQueries, kDim>(codes, head_dim, weights, values);
+      return AddQuantizedValues<kExtension, 4, kQueries, kDim>(codes, head_dim, weights, values);
     case 8:
-      return AddQuantizedValues<8, kQueries, kDim>(codes, head_dim, weights, values);
+      return AddQuantizedValues<kExtension, 8, kQueries, kDim>(codes, head_dim, weights, values);
     default:
       return AddFp16Values<kQueries, kDim>(page + Fp16PageLayout::ValueOffset(head_dim), head_dim,
                                            p, values);
@@ -365,7 +374,7 @@ constexpr size_t kPagesAhead = 4;
 
 // Three passes over the range's pages, each of which leaves the processor enough independent work:
 // scores; probabilities and, for quantized values, integer weights; values.
-template <int kQueries, int kDim>
+template <CpuExtension kExtension, int kQueries, int kDim>
 void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials,
                 RangeProbabilities& p) {
   const int head_dim = kDim != 0 ? kDim : range.head_dim;
@@ -398,7 +407,8 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
       }
     }
     select(j);
-    PageScores<kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, terms, page_p);
+    PageScores<kExtension, kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, terms,
+                                           page_p);
     for (int i = 0; i < kQueries; ++i) {
       const int visible = std::max(0, std::min<int>(page.tokens, tile.visible[i] - seen));
       for (int t = visible; t < kTileTokens; ++t) page_p[i][t] = kNoScore;
@@ -425,23 +435,23 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
       PrefetchBytes(range.page_data(j + kPagesAhead) + half, half);
     }
     select(j);
-    AddPageValues<kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, page_p,
-                                  weights[j], values);
+    AddPageValues<kExtension, kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim,
+                                              page_p, weights[j], values);
   }
 }
 
-template <int kDim>
+template <CpuExtension kExtension, int kDim>
 HWY_INLINE void AttendTileOfDim(const RangeView& range, const QueryTile& tile, Partial* partials,
                                 RangeProbabilities& p) {
   switch (tile.count) {
     case 1:
-      return AttendTile<1, kDim>(range, tile, partials, p);
+      return AttendTile<kExtension, 1, kDim>(range, tile, partials, p);
     case 2:
-      return AttendTile<2, kDim>(range, tile, partials, p);
+      return AttendTile<kExtension, 2, kDim>(range, tile, partials, p);
     case 3:
-      return AttendTile<3, kDim>(range, tile, partials, p);
+      return AttendTile<kExtension, 3, kDim>(range, tile, partials, p);
     default:
-      return AttendTile<4, kDim>(range, tile, partials, p);
+      return AttendTile<kExtension, 4, kDim>(range, tile, partials, p);
   }
 }
 

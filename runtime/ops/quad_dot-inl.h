@@ -12,6 +12,10 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "runtime/ops/cpu_extension.h"
+#if HWY_ARCH_ARM_A64
+#include "runtime/ops/neon_dot-inl.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL  // Highway before 1.1 leaves VNNI out of this target
@@ -35,11 +39,11 @@ HWY_INLINE VI BroadcastQuad(const void* bytes, size_t quad) {
   return hn::Set(DI(), value);
 }
 
-// sum + u0 * s0 + … + u3 * s3 in each lane, u unsigned bytes of at most kMaxU, s signed ones of at
-// most kMaxS in magnitude. Exact; every target computes the same integers.
+// sum + u0 * s0 + … + u3 * s3 in each lane, u unsigned bytes of at most kMaxU, s signed ones from
+// kMinS to kMaxS. Exact; every target and extension computes the same integers.
 #if HWY_TARGET == HWY_AVX3_DL
 
-template <int kMaxU, int kMaxS>
+template <CpuExtension, int kMaxU, int kMinS, int kMaxS>
 HWY_INLINE VI Add(VI sum, VI u, VI s) {
   return VI{_mm512_dpbusd_epi32(sum.raw, u.raw, s.raw)};
 }
@@ -58,14 +62,41 @@ HWY_INLINE VI MulPairsAdd(VI u, VI s) {
 #endif
 }
 
-template <int kMaxU, int kMaxS>
+template <CpuExtension, int kMaxU, int kMinS, int kMaxS>
 HWY_INLINE VI Add(VI sum, VI u, VI s) {
-  if constexpr (2 * kMaxU * kMaxS <= 32767) {
+  if constexpr (2 * kMaxU * (-kMinS > kMaxS ? -kMinS : kMaxS) <= 32767) {
     return hn::Add(sum, MulPairsAdd(u, s));
   } else {
     const VI low = hn::Set(DI(), 0x7F7F7F7F);
     const VI halves = hn::Add(MulPairsAdd(hn::And(u, low), s), MulPairsAdd(hn::AndNot(low, u), s));
     return hn::Add(sum, halves);
+  }
+}
+
+#elif HWY_ARCH_ARM_A64
+
+template <CpuExtension kExtension, int kMaxU, int kMinS, int kMaxS>
+HWY_INLINE VI Add(VI sum, VI u, VI s) {
+  const uint8x16_t unsigned_u = vreinterpretq_u8_s32(u.raw);
+  if constexpr (kMinS >= 0) {
+    const uint8x16_t unsigned_s = vreinterpretq_u8_s32(s.raw);
+    return VI(vreinterpretq_s32_u32(
+        neon::UnsignedDot<kExtension>(vreinterpretq_u32_s32(sum.raw), unsigned_u, unsigned_s)));
+  } else {
+    const auto add = [&](uint8x16_t part) HWY_ATTR {
+      sum.raw = neon::SignedDot<kExtension>(sum.raw, vreinterpretq_s8_u8(part),
+                                            vreinterpretq_s8_s32(s.raw));
+    };
+    if constexpr (kMaxU <= 127) {
+      add(unsigned_u);
+    } else {
+      // u = half + half + its lowest bit. (Armv8.6 multiplies u8 by s8; only 8-bit codes need it.)
+      const uint8x16_t half = vshrq_n_u8(unsigned_u, 1);
+      add(half);
+      add(half);
+      add(vandq_u8(unsigned_u, vdupq_n_u8(1)));
+    }
+    return sum;
   }
 }
 
@@ -78,7 +109,7 @@ HWY_INLINE VI Product(VI u, VI s) {
                  hn::ShiftRight<24>(hn::ShiftLeft<24 - 8 * kByte>(s)));
 }
 
-template <int kMaxU, int kMaxS>
+template <CpuExtension, int kMaxU, int kMinS, int kMaxS>
 HWY_INLINE VI Add(VI sum, VI u, VI s) {
   return hn::Add(sum, hn::Add(hn::Add(Product<0>(u, s), Product<1>(u, s)),
                               hn::Add(Product<2>(u, s), Product<3>(u, s))));
