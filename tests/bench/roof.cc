@@ -9,12 +9,16 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "runtime/ops/cpu_extension.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "tests/bench/roof.cc"
 #define HWY_WANT_AVX3_DL 1
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+#if HWY_ARCH_ARM_A64
+#include "runtime/ops/neon_dot-inl.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL  // Highway before 1.1 leaves VNNI out of this target
@@ -45,27 +49,56 @@ uint64_t Read(const uint8_t* data, size_t size) {
 constexpr size_t kChains = 12;
 
 #if HWY_TARGET == HWY_AVX3_DL
-HWY_INLINE size_t OpsPerDot() { return 64 * 2; }
+template <CpuExtension>
+HWY_INLINE size_t OpsPerDot() {
+  return 64 * 2;
+}
 using Accumulator = __m512i;
+template <CpuExtension>
 HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
   return _mm512_dpbusd_epi32(sum, a, b);
 }
 HWY_INLINE Accumulator Fill(int8_t x) { return _mm512_set1_epi8(x); }
 HWY_INLINE uint64_t Fold(Accumulator sum) { return _mm512_reduce_add_epi32(sum); }
 #elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-HWY_INLINE size_t OpsPerDot() { return 32 * 2; }
+template <CpuExtension>
+HWY_INLINE size_t OpsPerDot() {
+  return 32 * 2;
+}
 using Accumulator = __m256i;
+template <CpuExtension>
 HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
   return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
 }
 HWY_INLINE Accumulator Fill(int8_t x) { return _mm256_set1_epi8(x); }
 HWY_INLINE uint64_t Fold(Accumulator sum) { return _mm_cvtsi128_si64(_mm256_castsi256_si128(sum)); }
+#elif HWY_ARCH_ARM_A64
+template <CpuExtension kExtension>
+HWY_INLINE size_t OpsPerDot() {
+  return (kExtension == CpuExtension::kDotProduct ? 16 : 8) * 2;
+}
+using Accumulator = int8x16_t;
+template <CpuExtension kExtension>
+HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
+  if constexpr (kExtension == CpuExtension::kDotProduct) {
+    return vreinterpretq_s8_s32(neon::SignedDot<kExtension>(vreinterpretq_s32_s8(sum), a, b));
+  } else {
+    return vreinterpretq_s8_s16(
+        vmlal_s8(vreinterpretq_s16_s8(sum), vget_low_s8(a), vget_low_s8(b)));
+  }
+}
+HWY_INLINE Accumulator Fill(int8_t x) { return vdupq_n_s8(x); }
+HWY_INLINE uint64_t Fold(Accumulator sum) { return vaddlvq_u8(vreinterpretq_u8_s8(sum)); }
 #else
 // Pairs of int16, which every target multiplies and adds.
 using D16 = hn::ScalableTag<int16_t>;
 using D32 = hn::RepartitionToWide<D16>;
-HWY_INLINE size_t OpsPerDot() { return hn::Lanes(D16()) * 2; }
+template <CpuExtension>
+HWY_INLINE size_t OpsPerDot() {
+  return hn::Lanes(D16()) * 2;
+}
 using Accumulator = hn::Vec<D32>;
+template <CpuExtension>
 HWY_INLINE Accumulator Dot(Accumulator sum, Accumulator a, Accumulator b) {
   Accumulator odd = hn::Zero(D32());
   return hn::ReorderWidenMulAccumulate(D32(), hn::BitCast(D16(), a), hn::BitCast(D16(), b), sum,
@@ -77,21 +110,28 @@ HWY_INLINE uint64_t Fold(Accumulator sum) {
 }
 #endif
 
-// Runs `rounds` * kChains dot instructions. The operands come from `seed`, so that nothing is known
-// when this is compiled.
-uint64_t DotChains(size_t rounds, int8_t seed) {
+// Runs `rounds` * kChains dot instructions and says how many multiplications and additions they
+// were. The operands come from `seed`, so that nothing is known when this is compiled.
+template <CpuExtension kExtension>
+size_t DotChainsWith(size_t rounds, int8_t seed, uint64_t* folded) {
   Accumulator sums[kChains];
   for (Accumulator& sum : sums) sum = Fill(seed);
   const Accumulator a = Fill(seed), b = Fill(static_cast<int8_t>(seed ^ 0x55));
   for (size_t round = 0; round < rounds; ++round) {
-    for (size_t i = 0; i < kChains; ++i) sums[i] = Dot(sums[i], a, b);
+    for (size_t i = 0; i < kChains; ++i) sums[i] = Dot<kExtension>(sums[i], a, b);
   }
-  uint64_t folded = 0;
-  for (const Accumulator& sum : sums) folded += Fold(sum);
-  return folded;
+  for (const Accumulator& sum : sums) *folded += Fold(sum);
+  return rounds * kChains * OpsPerDot<kExtension>();
 }
 
-size_t OpsPerRound() { return kChains * OpsPerDot(); }
+size_t DotChains(size_t rounds, int8_t seed, uint64_t* folded) {
+#if HWY_ARCH_ARM_A64
+  if (DetectCpuExtension() == CpuExtension::kDotProduct) {
+    return DotChainsWith<CpuExtension::kDotProduct>(rounds, seed, folded);
+  }
+#endif
+  return DotChainsWith<CpuExtension::kNone>(rounds, seed, folded);
+}
 
 const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
 
@@ -108,7 +148,6 @@ namespace {
 
 HWY_EXPORT(Read);
 HWY_EXPORT(DotChains);
-HWY_EXPORT(OpsPerRound);
 HWY_EXPORT(TargetName);
 
 constexpr int kTries = 5;
@@ -158,14 +197,19 @@ double ReadStream::BytesPerSecond(size_t bytes) {
 
 double Int8OpsPerSecond(ThreadPool& threads) {
   constexpr size_t kRounds = 200'000, kChunks = 64;
+  std::atomic<size_t> operations;
   const double seconds = BestSeconds([&] {
+    operations = 0;
     threads.ParallelFor(kChunks, 1, [&](size_t begin, size_t end, int thread) {
+      uint64_t folded = 0;
       for (size_t i = begin; i < end; ++i) {
-        sink += HWY_DYNAMIC_DISPATCH(DotChains)(kRounds, static_cast<int8_t>(thread + 1));
+        operations +=
+            HWY_DYNAMIC_DISPATCH(DotChains)(kRounds, static_cast<int8_t>(thread + 1), &folded);
       }
+      sink += folded;
     });
   });
-  return static_cast<double>(kChunks * kRounds * HWY_DYNAMIC_DISPATCH(OpsPerRound)()) / seconds;
+  return static_cast<double>(operations) / seconds;
 }
 
 std::string SimdTargetName() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
