@@ -13,18 +13,18 @@
 #include "runtime/ops/cpu_extension.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace whit {
-namespace HWY_NAMESPACE {
-namespace neon {
-
 // The instructions are written as assembly because their intrinsics can be inlined only into
 // functions compiled for Armv8.2, and the kernels are compiled for any Armv8. The assembler has to
-// be told; what it then accepts includes all that the compiler may write.
+// be told, unless the target includes them; what it then accepts includes all that the compiler may
+// write for the target.
 #ifdef __ARM_FEATURE_DOTPROD
 #define WHIT_ASM_DOTPROD ""
 #else
 #define WHIT_ASM_DOTPROD ".arch armv8.2-a+crypto+dotprod\n\t"
 #endif
+namespace whit {
+namespace HWY_NAMESPACE {
+namespace neon {
 
 // sum + a0 * b0 + … + a3 * b3 in each lane, all signed. Without the instruction, the products of
 // two neighbours must fit 16 bits together: -128 only against up to 127.
@@ -59,11 +59,10 @@ HWY_INLINE int32x4_t SignedDotOfQuad(int32x4_t sum, int8x16_t a, int8x16_t b) {
   return sum;
 }
 
-#undef WHIT_ASM_DOTPROD
-
 }  // namespace neon
 }  // namespace HWY_NAMESPACE
 }  // namespace whit
+#undef WHIT_ASM_DOTPROD
 HWY_AFTER_NAMESPACE();
 
 #endif  // WHIT_RUNTIME_OPS_NEON_DOT_INL_H_

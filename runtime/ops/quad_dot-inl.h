@@ -79,6 +79,7 @@ template <CpuExtension kExtension, int kMaxU, int kMinS, int kMaxS>
 HWY_INLINE VI Add(VI sum, VI u, VI s) {
   const uint8x16_t unsigned_u = vreinterpretq_u8_s32(u.raw);
   if constexpr (kMinS >= 0) {
+    static_assert(2 * kMaxU * kMaxS <= 65535, "UnsignedDot needs it");
     const uint8x16_t unsigned_s = vreinterpretq_u8_s32(s.raw);
     return VI(vreinterpretq_s32_u32(
         neon::UnsignedDot<kExtension>(vreinterpretq_u32_s32(sum.raw), unsigned_u, unsigned_s)));
