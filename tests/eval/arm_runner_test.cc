@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <random>
@@ -132,6 +133,39 @@ TEST_F(ArmRunnerTest, StopsWhenTold) {
   EXPECT_EQ(done, 64);
   EXPECT_EQ(runner.footprints()[1].tokens_at(Rung::kFp16), 2 * 16);  // their sinks
   EXPECT_EQ(runner.footprints()[1].tokens_at(Rung::kK8V8), 2 * 16);
+}
+
+TEST_F(ArmRunnerTest, NaiveRoundingIsSeenByWhatFollowsAndCountedAtItsRung) {
+  ArmRunner runner(*model_, *ParseArms("naive:K4V4,naive:K8V8,naive:K2V2", {}));
+  const Logits logits = Run(runner, {RandomSequence(100, 5)}, 1);
+  const auto distance = [&](int arm, int position) {
+    const std::vector<float>&exact = logits.at({0, 0, position}), &other =
+                                                                     logits.at({arm, 0, position});
+    double sum = 0;
+    for (size_t i = 0; i < exact.size(); ++i) sum += std::pow(exact[i] - other[i], 2);
+    return sum;
+  };
+  double sums[4] = {};
+  for (int arm = 1; arm <= 3; ++arm) {
+    // The first page is exact while it is filled.
+    for (int position = 0; position < 16; ++position) EXPECT_EQ(distance(arm, position), 0);
+    for (int position = 16; position < 100; ++position) sums[arm] += distance(arm, position);
+  }
+  EXPECT_GT(sums[2], 0);
+  EXPECT_GT(sums[1], 4 * sums[2]);
+  EXPECT_GT(sums[3], 2 * sums[1]);
+  const KvFootprint& four = runner.footprints()[1];
+  EXPECT_EQ(four.packed_bits(), 5);  // 4 and two scales of 16 over 32 elements
+  EXPECT_EQ(four.tokens_at(Rung::kK4V4), 100);
+  EXPECT_EQ(four.tokens_at(Rung::kFp16), 0);
+}
+
+TEST_F(ArmRunnerTest, AdaptiveArmsPayAPriceThatIsTheirOwn) {
+  ArmRunner runner(*model_, *ParseArms("adaptive:3.5,adaptive:7", {}));
+  Run(runner, {RandomSequence(600, 6), RandomSequence(300, 7)}, 2);
+  EXPECT_GE(runner.footprints()[1].packed_bits(), 3);
+  EXPECT_LE(runner.footprints()[1].packed_bits(), runner.footprints()[2].packed_bits());
+  EXPECT_LE(runner.footprints()[2].packed_bits(), 9);
 }
 
 TEST_F(ArmRunnerTest, CountsWhatWasHeld) {

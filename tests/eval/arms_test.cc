@@ -46,6 +46,19 @@ TEST(ParseArmsTest, TakesRingsForOneArmAndForAll) {
   EXPECT_EQ(arms[3].ring.rung, Rung::kK4V4);
 }
 
+TEST(ParseArmsTest, KnowsEveryPolicyAndTheNaiveBaseline) {
+  const PolicyFile file = {
+      .model = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 64}, .sensitivities = {1, 1}};
+  EXPECT_THAT(Names(*ParseArms("adaptive:3.0,rule:entropy=1:2,attention=2:3,static-allocated:3.5,"
+                               "naive:K4V4",
+                               {}, &file)),
+              ElementsAre("fp16", "adaptive:3", "rule:entropy=1:2,attention=2:3",
+                          "static-allocated:3.5", "naive:K4V4"));
+  const std::vector<Arm> arms = *ParseArms("naive:K4V2", {});
+  EXPECT_EQ(arms[1].naive_rung, Rung::kK4V2);
+  EXPECT_FALSE(IsReference(arms[1]));
+}
+
 TEST(ParseArmsTest, SaysWhatIsWrong) {
   const auto error = [](const char* list) {
     return std::string(ParseArms(list, {}).status().message());
@@ -59,6 +72,9 @@ TEST(ParseArmsTest, SaysWhatIsWrong) {
   EXPECT_THAT(error("static:K4V4@20"), HasSubstr("20 tokens; it must be a multiple of 16"));
   EXPECT_THAT(error("static:K4V4@-16"), HasSubstr("-16 tokens"));
   EXPECT_THAT(error("fp16@32"), HasSubstr("takes no ring"));
+  EXPECT_THAT(error("learned"), HasSubstr("arm 'learned': KV policy learned needs a policy file"));
+  EXPECT_THAT(error("naive:K3V3"), HasSubstr("'K3V3' is no rung"));
+  EXPECT_THAT(error("naive:FP16"), HasSubstr("FP16 is not quantized"));
 }
 
 TEST(LabelOfTest, NamesTheFamilyAndTheBudget) {

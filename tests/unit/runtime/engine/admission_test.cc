@@ -49,7 +49,9 @@ TEST(ReservationBytesTest, ALongSequenceIsReservedAtItsPolicysRung) {
   EXPECT_NEAR(reserved("static:K2V2", 8192) / fp16, 36.0 / 256, 0.02);
   // Anything the mix can draw.
   EXPECT_NEAR(reserved("random:K2V2=9,K8V8=1", 8192) / fp16, 132.0 / 256, 0.02);
-  for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=9,K8V8=1"}) {
+  EXPECT_NEAR(reserved("adaptive:3", 8192) / fp16, 132.0 / 256, 0.02);
+  EXPECT_NEAR(reserved("learned", 8192) / fp16, 1, 0.02);
+  for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=9,K8V8=1", "adaptive"}) {
     const auto spec = *ParsePrecisionPolicy(policy);
     for (int64_t tokens : {16, 160, 16000}) {
       const size_t bytes = ReservationBytes(spec, Model(), tokens);

@@ -61,6 +61,7 @@ class EngineCoreTest : public ::testing::Test {
     QueuedRequest queued;
     const int64_t tokens = static_cast<int64_t>(request.prompt.size()) + request.max_new_tokens;
     queued.reservation_bytes = ReservationBytes(request.kv_policy, model(), tokens);
+    queued.policy = MakePrecisionPolicy(request.kv_policy, options_.policy_file).value();
     queued.submitted = kNow;
     queued.request = std::move(request);
     queued.sink = client.sink();

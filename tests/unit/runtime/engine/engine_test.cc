@@ -285,6 +285,21 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
   EXPECT_THAT(error({.max_waiting_requests = -1}), HasSubstr("max_waiting_requests is -1"));
   EXPECT_THAT(error({.prefill_chunk_tokens = 0}), HasSubstr("prefill_chunk_tokens is 0"));
   EXPECT_THAT(error({.kv_cache_bytes = 1000}), HasSubstr("1000"));
+  EXPECT_THAT(error({.kv_target_bits = 2}), HasSubstr("kv_target_bits is 2"));
+  EXPECT_THAT(error({.kv_policy = *ParsePrecisionPolicy("learned")}), HasSubstr("whit-calibrate"));
+}
+
+TEST_F(EngineTest, APolicyThatLacksItsFileIsRefusedWhenItIsAskedFor) {
+  const auto engine = MakeEngine();
+  Client client;
+  Request request = runtime_->GreedyRequest(runtime_->Prompt(20), 5);
+  request.kv_policy = *ParsePrecisionPolicy("static-allocated:3");
+  const absl::Status status = Submit(*engine, request, client).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("'sensitivities'"));
+  request.kv_policy = *ParsePrecisionPolicy("adaptive");
+  ASSERT_TRUE(Submit(*engine, request, client).ok());
+  EXPECT_TRUE(client.Wait().completion->status.ok());
 }
 
 }  // namespace

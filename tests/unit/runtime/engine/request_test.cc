@@ -122,6 +122,18 @@ TEST(ValidateRequestTest, EachFaultIsNamedWithItsValueAndBound) {
          r.stop_token_ids = {5, 70000};
        },
        "stopping.stop_token_ids[1] is 70000; it must be below the vocabulary size, 1000"},
+      {[](Request& r) { r.kv_target_bits = 3; },
+       "kv_cache.target_bits is 3, but policy fp16 takes none; adaptive does"},
+      {[](Request& r) {
+         r.kv_policy = *ParsePrecisionPolicy("adaptive:3");
+         r.kv_target_bits = 3;
+       },
+       "kv_cache.target_bits is 3, but policy adaptive:3 takes none; adaptive does"},
+      {[](Request& r) {
+         r.kv_policy = *ParsePrecisionPolicy("adaptive");
+         r.kv_target_bits = 17;
+       },
+       "kv_cache.target_bits is 17; it must be between 2.25 and 16"},
       {[](Request& r) { r.logprobs = 21; }, "logprobs is 21; it must be between 0 and 20"},
       {[](Request& r) { r.score_tokens = 3; },
        "score_tokens is 3; it must be above 0 and below the number of tokens, 3"},

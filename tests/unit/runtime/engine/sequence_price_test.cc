@@ -1,0 +1,150 @@
+// What requests pay for their KV bits, in an engine stepped by hand.
+#include "runtime/engine/sequence_price.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "controller/generic_importance.h"
+#include "controller/rung_choice.h"
+#include "runtime/engine/admission.h"
+#include "runtime/engine/engine_core.h"
+#include "tests/unit/runtime/engine/tiny_runtime.h"
+
+namespace whit {
+namespace {
+
+// Losses that differ from token to token as those of a real model do.
+class SyntheticPolicy final : public PrecisionPolicy {
+ public:
+  void Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) const override {
+    for (int i = 0; i < tokens.count; ++i) {
+      std::mt19937 rng((tokens.first_position + i) * 64 + tokens.layer * 8 + tokens.kv_head);
+      std::normal_distribution<double> log_loss(3, 2.2);
+      const double key = std::exp(log_loss(rng)), value = std::exp(log_loss(rng));
+      rungs[i] = CheapestRung(key, value, kGenericErrors, tokens.price, tokens.head_dim);
+    }
+  }
+};
+
+class SequencePriceTest : public ::testing::Test {
+ protected:
+  void Start(EngineOptions options) {
+    auto pool = *PagePool::Create(
+        {.capacity_bytes = options.kv_cache_bytes, .head_dim = model().head_dim});
+    queue_ = std::make_unique<RequestQueue>(AdmissionLimits{
+        .reservable_bytes = ReservableBytes(model(), options.kv_cache_bytes),
+        .max_running_requests = options.max_running_requests,
+        .max_waiting_requests = options.max_waiting_requests,
+        .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens});
+    core_ = std::make_unique<EngineCore>(options, *runtime_.model, *runtime_.tokenizer,
+                                         std::move(pool), *queue_, EngineObserver{});
+  }
+
+  void Submit(const char* name, double target_bits, int prompt_tokens, int new_tokens,
+              Client& client, std::shared_ptr<const PrecisionPolicy> policy = nullptr) {
+    ASSERT_TRUE(queue_->TakeTicket().ok());
+    QueuedRequest queued;
+    queued.request = runtime_.GreedyRequest(runtime_.Prompt(prompt_tokens), new_tokens);
+    queued.request.sampling.seed = 1;
+    queued.request.kv_policy = *ParsePrecisionPolicy(name);
+    queued.request.kv_target_bits = target_bits;
+    queued.policy = policy != nullptr
+                        ? std::move(policy)
+                        : MakePrecisionPolicy(queued.request.kv_policy, nullptr).value();
+    queued.reservation_bytes =
+        ReservationBytes(queued.request.kv_policy, model(), prompt_tokens + new_tokens);
+    queued.sink = client.sink();
+    ASSERT_TRUE(queue_->Submit(std::move(queued)).ok());
+  }
+
+  const Completion& Finish(Client& client) {
+    while (!client.Poll().completion.has_value()) core_->Step(absl::UnixEpoch());
+    return *client.Poll().completion;
+  }
+
+  const ModelConfig& model() const { return runtime_.model->config(); }
+  int64_t lists() const { return int64_t{1} * model().num_layers * model().num_kv_heads; }
+
+  TinyRuntime runtime_;
+  std::unique_ptr<RequestQueue> queue_;
+  std::unique_ptr<EngineCore> core_;
+};
+
+TEST_F(SequencePriceTest, DecisionsAreCountedAndThePriceIsPublished) {
+  Start({.max_cached_prefixes = 0});
+  Client fixed, adaptive;
+  Submit("static:K4V4", 0, 400, 40, fixed);
+  Submit("adaptive:4", 0, 400, 40, adaptive);
+  core_->Step(absl::UnixEpoch());
+  EXPECT_GT(core_->snapshot().price, 0);
+  Finish(fixed);
+  Finish(adaptive);
+  const EngineSnapshot snapshot = core_->snapshot();
+  EXPECT_EQ(snapshot.price, 0);  // nobody pays any more
+  // Of the 439 tokens of each, all but the sink's page and the ring's 32 to 47 newest.
+  const int64_t each = lists() * 384;
+  EXPECT_EQ(NumDecisions(snapshot.decisions_total), 2 * each);
+  EXPECT_GE(snapshot.decisions_total[static_cast<size_t>(Rung::kK4V4)], each);
+  EXPECT_EQ(snapshot.decisions_total[static_cast<size_t>(Rung::kFp16)], 0);
+}
+
+// At head_dim 16, K2V2 takes 3 bits and K8V8 9.
+TEST_F(SequencePriceTest, PackedBitsAreHeldAtThePolicysTarget) {
+  for (const auto& [name, target] : {std::pair{"adaptive:4", 4.0}, std::pair{"adaptive:6", 6.0}}) {
+    Start({.max_cached_prefixes = 0});
+    Client client;
+    Submit(name, 0, 1000, 900, client, std::make_shared<SyntheticPolicy>());
+    Finish(client);
+    const double bits = MeanPackedBits(core_->snapshot().decisions_total, model().head_dim);
+    EXPECT_NEAR(bits, target, 0.03 * target);
+  }
+}
+
+TEST_F(SequencePriceTest, TrueBitsAreHeldAtTheRequestsTarget) {
+  for (const double target : {5.0, 6.0}) {
+    Start({.max_cached_prefixes = 0});
+    Client client;
+    Submit("adaptive", target, 1000, 900, client, std::make_shared<SyntheticPolicy>());
+    EXPECT_NEAR(Finish(client).kv.mean_bits, target, 0.03 * target);
+  }
+}
+
+TEST_F(SequencePriceTest, TrueBitsAreHeldAtTheServersTargetOverAllWhoFollowIt) {
+  Start({.max_cached_prefixes = 0, .kv_target_bits = 5.5});
+  std::vector<Client> clients(3);
+  Client other;  // has a target of its own
+  for (int i = 0; i < 3; ++i) {
+    Submit("adaptive", 0, 600 + 200 * i, 700, clients[i], std::make_shared<SyntheticPolicy>());
+  }
+  Submit("adaptive:8", 0, 600, 600, other, std::make_shared<SyntheticPolicy>());
+  double bits = 0, elements = 0;
+  for (Client& client : clients) {
+    const KvUsage& kv = Finish(client).kv;
+    bits += 8 * static_cast<double>(kv.true_bytes);
+    elements += static_cast<double>(kv.fp16_equivalent_bytes) / sizeof(uint16_t);
+  }
+  EXPECT_NEAR(bits / elements, 5.5, 0.03 * 5.5);
+  EXPECT_GT(Finish(other).kv.mean_bits, 7);
+}
+
+TEST_F(SequencePriceTest, AFullPoolGetsFewerBits) {
+  const auto bits_with = [&](size_t kv_cache_bytes) {
+    Start({.kv_cache_bytes = kv_cache_bytes, .max_cached_prefixes = 0});
+    Client client;
+    Submit("adaptive:8", 0, 1000, 900, client, std::make_shared<SyntheticPolicy>());
+    Finish(client);
+    return MeanPackedBits(core_->snapshot().decisions_total, model().head_dim);
+  };
+  // What the request reserves, and little more.
+  const size_t reserved = ReservationBytes(*ParsePrecisionPolicy("adaptive:8"), model(), 1900);
+  const size_t slabs = reserved / PagePool::kSlabBytes + 2;
+  EXPECT_LT(bits_with(slabs * PagePool::kSlabBytes), bits_with(size_t{64} << 20) - 0.5);
+}
+
+}  // namespace
+}  // namespace whit
