@@ -139,8 +139,8 @@ TEST_F(ArmRunnerTest, NaiveRoundingIsSeenByWhatFollowsAndCountedAtItsRung) {
   ArmRunner runner(*model_, *ParseArms("naive:K4V4,naive:K8V8,naive:K2V2", {}));
   const Logits logits = Run(runner, {RandomSequence(100, 5)}, 1);
   const auto distance = [&](int arm, int position) {
-    const std::vector<float>&exact = logits.at({0, 0, position}), &other =
-                                                                     logits.at({arm, 0, position});
+    const std::vector<float>&exact = logits.at({0, 0, position}),
+          &other = logits.at({arm, 0, position});
     double sum = 0;
     for (size_t i = 0; i < exact.size(); ++i) sum += std::pow(exact[i] - other[i], 2);
     return sum;

@@ -47,8 +47,8 @@ TEST(ParseArmsTest, TakesRingsForOneArmAndForAll) {
 }
 
 TEST(ParseArmsTest, KnowsEveryPolicyAndTheNaiveBaseline) {
-  const PolicyFile file = {
-      .model = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 64}, .sensitivities = {1, 1}};
+  const PolicyFile file = {.model = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 64},
+                           .sensitivities = {1, 1}};
   EXPECT_THAT(Names(*ParseArms("adaptive:3.0,rule:entropy=1:2,attention=2:3,static-allocated:3.5,"
                                "naive:K4V4",
                                {}, &file)),

@@ -8,6 +8,7 @@ from whit.v1 import text_generation_pb2 as pb
 from whitd import TIMEOUT, Stream, request
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 SERVICE = "/whit.v1.TextGenerationService/"
 
@@ -57,10 +58,12 @@ BAD_REQUESTS = {
     "absurdly long policy": (with_kv_cache(policy="x" * 1_000_000), INVALID, "kv_cache.policy"),
     "absurdly long role": (request([("x" * 1_000_000, "hi")]), INVALID, "prompt.chat"),
     "unknown policy": (with_kv_cache(policy="best"), INVALID, "best"),
-    "policy of a later build": (with_kv_cache(policy="learned"), UNIMPLEMENTED, "learned"),
+    "policy without its file": (with_kv_cache(policy="learned"), PRECONDITION, "whit-calibrate"),
+    "bits out of range": (with_kv_cache(policy="adaptive:99"), INVALID, "'99' is no number"),
     "unknown rung": (with_kv_cache(floor_rung="K9V9"), INVALID, "K9V9"),
     "floor": (with_kv_cache(floor_rung="K2V2"), UNIMPLEMENTED, "floor_rung"),
-    "target bits": (with_kv_cache(target_bits=4), UNIMPLEMENTED, "target_bits"),
+    "target bits of fp16": (with_kv_cache(target_bits=4), INVALID, "target_bits is 4, but policy"),
+    "target bits 2": (with_kv_cache(policy="adaptive", target_bits=2), INVALID, "2.25 and 16"),
     "target bits NaN": (with_kv_cache(target_bits=math.nan), INVALID, "target_bits is nan"),
 }
 

@@ -2,10 +2,11 @@
 
 import subprocess
 
+import grpc
 import pytest
 from conftest import BIN_DIR, clean_environment, make_model
 from test_start import fails
-from whitd import Whitd
+from whitd import TIMEOUT, Stream, Whitd, request
 
 TEXT = "The cat sat on the mat, and the dog said hello to the world of that man in there. " * 40
 CHAT = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "hi"}]}\n'
@@ -57,6 +58,29 @@ def test_the_server_says_that_there_is_none(tiny_model):
     line = server.wait_for_event("no policy file", level="warn")
     assert "whit-calibrate" in line["remedy"]
     server.check_alive()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_adaptive_serves_with_and_without_a_file(files, tiny_model, start, calibrated):
+    server = start(files / "m.gguf" if calibrated else tiny_model, "--kv-policy=adaptive:4")
+    line = server.wait_for_event("policy file" if calibrated else "no policy file")
+    assert line["policy"] == "adaptive:4"
+    # Without importance there are rules of thumb, and the log says what to do about it.
+    learned = calibrated and "importance" in line["sections"].split(",")
+    assert ("remedy" in line) == (not learned)
+    with server.client() as stub:
+        got = Stream(stub.GenerateStream(request("x" * 700, max_new_tokens=50), timeout=TIMEOUT))
+    assert got.code == grpc.StatusCode.OK
+    kv_cache = got.last.kv_cache
+    assert kv_cache.policy == "adaptive:4"
+    tokens = {rung.rung: rung.tokens for rung in kv_cache.rungs}
+    assert tokens["FP16"] == 16  # the sink
+    assert sum(tokens.values()) == got.last.usage.prompt_tokens + 49
+    metrics = server.metrics()
+    decided = sum(value for (name, _), value in metrics.items()
+                  if name == "whit_controller_decisions_total")
+    assert decided > 0
     assert server.stop() == 0
 
 

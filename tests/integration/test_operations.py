@@ -48,7 +48,8 @@ def test_unknown_methods_are_unimplemented(channel):
 NAMES = {
     "whit_kv_cache_capacity_bytes", "whit_kv_cache_used_bytes", "whit_kv_cache_reserved_bytes",
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
-    "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_admission_headroom_tokens",
+    "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
+    "whit_controller_price", "whit_admission_headroom_tokens",
     "whit_admission_queue_requests", "whit_admission_queue_prompt_tokens",
     "whit_admission_rejections_total", "whit_requests_running", "whit_requests_waiting",
     "whit_requests_total", "whit_prefix_cache_query_tokens_total",

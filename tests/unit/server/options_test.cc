@@ -43,13 +43,13 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
 }
 
 TEST(OptionsTest, TakesEveryFlag) {
-  const ParsedCommandLine parsed =
-      Parse({"--model=m.gguf", "--listen=127.0.0.1:1,unix:/tmp/s", "--listen=[::1]:2",
-             "--metrics-listen=off", "--max-message-bytes=1M", "--threads=3",
-             "--kv-cache-bytes=24M", "--kv-policy=static:K4V4", "--kv-policy-file=p",
-             "--max-cached-prefixes=2", "--max-running=5", "--max-queue-requests=6",
-             "--max-queue-prompt-tokens=7", "--max-step-tokens=80", "--prefill-chunk-tokens=9",
-             "--drain-timeout=1m", "--log-level=warn", "--log-format=json"});
+  const ParsedCommandLine parsed = Parse(
+      {"--model=m.gguf", "--listen=127.0.0.1:1,unix:/tmp/s", "--listen=[::1]:2",
+       "--metrics-listen=off", "--max-message-bytes=1M", "--threads=3", "--kv-cache-bytes=24M",
+       "--kv-policy=static:K4V4", "--kv-policy-file=p", "--max-cached-prefixes=2",
+       "--kv-target-bits=3.5", "--max-running=5", "--max-queue-requests=6",
+       "--max-queue-prompt-tokens=7", "--max-step-tokens=80", "--prefill-chunk-tokens=9",
+       "--drain-timeout=1m", "--log-level=warn", "--log-format=json"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
@@ -59,6 +59,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
   EXPECT_EQ(options.engine.kv_policy.ToString(), "static:K4V4");
   EXPECT_EQ(options.kv_policy_file, "p");
+  EXPECT_EQ(options.engine.kv_target_bits, 3.5);
   EXPECT_EQ(options.engine.max_cached_prefixes, 2);
   EXPECT_EQ(options.engine.max_running_requests, 5);
   EXPECT_EQ(options.engine.max_waiting_requests, 6);
@@ -102,6 +103,9 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
                                          {"--kv-cache-bytes", "1X", "such as 24M"},
                                          {"--kv-cache-bytes", "1K", "64.0 KiB"},
                                          {"--kv-policy", "best", "fp16"},
+                                         {"--kv-policy", "adaptive:1", "[2.25, 8.25]"},
+                                         {"--kv-target-bits", "2", "[2.25, 16]"},
+                                         {"--kv-target-bits", "nan", "[2.25, 16]"},
                                          {"--listen", "50051", "HOST:PORT"},
                                          {"--listen", "127.0.0.1:70000", "65535"},
                                          {"--metrics-listen", "unix:/tmp/s", "HOST:PORT"},

@@ -87,6 +87,8 @@ EngineSnapshot BusyEngine() {
   snapshot.generated_tokens_total = 55;
   snapshot.prefix_query_tokens_total = 66;
   snapshot.prefix_hit_tokens_total = 33;
+  snapshot.decisions_total[static_cast<size_t>(Rung::kK4V4)] = 77;
+  snapshot.price = 0.125;
   snapshot.draining = true;
   return snapshot;
 }
@@ -137,6 +139,9 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_admission_headroom_tokens{precision=current}"], 10);
   EXPECT_EQ(samples["whit_admission_queue_requests"], 3);
   EXPECT_EQ(samples["whit_admission_queue_prompt_tokens"], 300);
+  EXPECT_EQ(samples["whit_controller_decisions_total{rung=K4V4}"], 77);
+  EXPECT_EQ(samples["whit_controller_decisions_total{rung=K2V2}"], 0);
+  EXPECT_EQ(samples["whit_controller_price"], 0.125);
   EXPECT_EQ(samples["whit_requests_running"], 2);
   EXPECT_EQ(samples["whit_requests_waiting"], 3);
   EXPECT_EQ(samples["whit_prompt_tokens_total"], 44);

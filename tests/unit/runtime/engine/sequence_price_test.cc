@@ -34,13 +34,13 @@ class SyntheticPolicy final : public PrecisionPolicy {
 class SequencePriceTest : public ::testing::Test {
  protected:
   void Start(EngineOptions options) {
-    auto pool = *PagePool::Create(
-        {.capacity_bytes = options.kv_cache_bytes, .head_dim = model().head_dim});
-    queue_ = std::make_unique<RequestQueue>(AdmissionLimits{
-        .reservable_bytes = ReservableBytes(model(), options.kv_cache_bytes),
-        .max_running_requests = options.max_running_requests,
-        .max_waiting_requests = options.max_waiting_requests,
-        .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens});
+    auto pool =
+        *PagePool::Create({.capacity_bytes = options.kv_cache_bytes, .head_dim = model().head_dim});
+    queue_ = std::make_unique<RequestQueue>(
+        AdmissionLimits{.reservable_bytes = ReservableBytes(model(), options.kv_cache_bytes),
+                        .max_running_requests = options.max_running_requests,
+                        .max_waiting_requests = options.max_waiting_requests,
+                        .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens});
     core_ = std::make_unique<EngineCore>(options, *runtime_.model, *runtime_.tokenizer,
                                          std::move(pool), *queue_, EngineObserver{});
   }
