@@ -75,7 +75,7 @@ def test_a_bad_request_is_named(server, made, code, message):
         assert (got.code, got.pieces) == (code, [])
         assert message in got.details
         assert got.trailers["whit-reason"] == (
-            "unimplemented" if code == UNIMPLEMENTED else "invalid")
+            {UNIMPLEMENTED: "unimplemented", PRECONDITION: "configuration"}.get(code, "invalid"))
         assert "retry-after" not in got.trailers
 
         unary = pb.GenerateRequest()

@@ -103,7 +103,6 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
                                          {"--kv-cache-bytes", "1X", "such as 24M"},
                                          {"--kv-cache-bytes", "1K", "64.0 KiB"},
                                          {"--kv-policy", "best", "fp16"},
-                                         {"--kv-policy", "adaptive:1", "[2.25, 8.25]"},
                                          {"--kv-target-bits", "2", "[2.25, 16]"},
                                          {"--kv-target-bits", "nan", "[2.25, 16]"},
                                          {"--listen", "50051", "HOST:PORT"},
