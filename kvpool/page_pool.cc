@@ -11,7 +11,7 @@
 namespace whit {
 
 PageRef::PageRef(const PageRef& other) : pool_(other.pool_), unit_(other.unit_) {
-  if (pool_ != nullptr) pool_->AddReference(unit_);
+  if (pool_ != nullptr) pool_->AddReference(unit_, Holder::kRequest);
 }
 PageRef::PageRef(PageRef&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)), unit_(other.unit_) {}
@@ -21,7 +21,7 @@ PageRef& PageRef::operator=(PageRef other) noexcept {
   return *this;
 }
 PageRef::~PageRef() {
-  if (pool_ != nullptr) pool_->DropReference(unit_);
+  if (pool_ != nullptr) pool_->DropReference(unit_, Holder::kRequest);
 }
 
 Rung PageRef::rung() const {
@@ -31,7 +31,7 @@ Rung PageRef::rung() const {
 std::byte* PageRef::data() const { return pool_->PageData(unit_); }
 bool PageRef::shared() const { return pool_->Shared(unit_); }
 
-void PagePool::FreeDeleter::operator()(uint16_t* p) const { std::free(p); }
+void PagePool::FreeDeleter::operator()(References* p) const { std::free(p); }
 
 absl::StatusOr<std::unique_ptr<PagePool>> PagePool::Create(const Options& options) {
   if (options.head_dim <= 0 || options.head_dim % 16 != 0) {
@@ -71,46 +71,63 @@ PagePool::PagePool(const Options& options, std::byte* base, size_t num_slabs)
   // Low addresses are used first.
   free_slabs_.resize(num_slabs);
   for (size_t i = 0; i < num_slabs; ++i) free_slabs_[i] = static_cast<uint32_t>(num_slabs - 1 - i);
-  references_.reset(static_cast<uint16_t*>(std::calloc(num_slabs * stride_, sizeof(uint16_t))));
+  references_.reset(static_cast<References*>(std::calloc(num_slabs * stride_, sizeof(References))));
 }
 
 PagePool::~PagePool() { munmap(base_, num_slabs_ * kSlabBytes); }
 
 absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
-  absl::StatusOr<uint32_t> unit = AllocateUnit(rung);
+  absl::StatusOr<uint32_t> unit = Cleared(TakePage(rung, /*larger_serves=*/true), rung);
   if (!unit.ok()) return unit.status();
   return PageRef(this, *unit);
 }
 
 absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
-  std::byte* data;
-  {
-    absl::MutexLock lock(&mutex_);
-    Slab* slab = SlabWithRoom(rung);
-    if (slab == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
-                          num_slabs_ * kSlabBytes, std::string(RungName(rung))));
-    }
-    const size_t slab_index = slab - slabs_.data();
-    const auto slab_rung = static_cast<size_t>(slab->rung);
-    const size_t page_bytes = page_bytes_[slab_rung];
-    std::byte* const slab_base = base_ + slab_index * kSlabBytes;
-    size_t page;
-    if (slab->first_free != 0) {
-      page = slab->first_free - 1;
-      std::memcpy(&slab->first_free, slab_base + page * page_bytes, sizeof(slab->first_free));
-    } else {
-      page = slab->untouched++;
-    }
-    ++slab->used;
-    if (!slab->has_room()) UnlinkSlab(*slab);
-    References(slab_index, page) = 1;
-    pages_in_use_[slab_rung].fetch_add(1, std::memory_order_relaxed);
-    data = slab_base + page * page_bytes;
+  std::byte* page = TakePage(rung, /*larger_serves=*/false);
+  if (page == nullptr) page = ReclaimPage(rung);
+  if (page == nullptr) page = TakePage(rung, /*larger_serves=*/true);
+  return Cleared(page, rung);
+}
+
+std::byte* PagePool::ReclaimPage(Rung rung) {
+  if (!reclaimer_) return nullptr;
+  absl::MutexLock lock(&reclaiming_);
+  do {  // the one before may have freed enough
+    if (std::byte* page = TakePage(rung, /*larger_serves=*/false); page != nullptr) return page;
+  } while (reclaimer_());
+  return nullptr;
+}
+
+std::byte* PagePool::TakePage(Rung rung, bool larger_serves) {
+  absl::MutexLock lock(&mutex_);
+  Slab* slab = SlabWithRoom(rung, larger_serves);
+  if (slab == nullptr) return nullptr;
+  const size_t slab_index = slab - slabs_.data();
+  const auto slab_rung = static_cast<size_t>(slab->rung);
+  const size_t page_bytes = page_bytes_[slab_rung];
+  std::byte* const slab_base = base_ + slab_index * kSlabBytes;
+  size_t page;
+  if (slab->first_free != 0) {
+    page = slab->first_free - 1;
+    std::memcpy(&slab->first_free, slab_base + page * page_bytes, sizeof(slab->first_free));
+  } else {
+    page = slab->untouched++;
   }
-  std::memset(data, 0, page_bytes_[static_cast<size_t>(rung)]);
-  return static_cast<uint32_t>((data - base_) / kPageUnitBytes);
+  ++slab->used;
+  if (!slab->has_room()) UnlinkSlab(*slab);
+  ReferencesTo(slab_index, page) = {.by_requests = 1};
+  ++used_pages_[slab_rung];
+  return slab_base + page * page_bytes;
+}
+
+absl::StatusOr<uint32_t> PagePool::Cleared(std::byte* page, Rung rung) {
+  if (page == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
+                        num_slabs_ * kSlabBytes, std::string(RungName(rung))));
+  }
+  std::memset(page, 0, page_bytes_[static_cast<size_t>(rung)]);
+  return static_cast<uint32_t>((page - base_) / kPageUnitBytes);
 }
 
 void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) {
@@ -118,11 +135,11 @@ void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) 
   status->Update(failure);
 }
 
-PagePool::Slab* PagePool::SlabWithRoom(Rung rung) {
+PagePool::Slab* PagePool::SlabWithRoom(Rung rung, bool larger_serves) {
   const uint32_t head = slabs_with_room_[static_cast<size_t>(rung)];
   if (head != Slab::kNone) return &slabs_[head];
   if (free_slabs_.empty()) {
-    // A larger page serves as well.
+    if (!larger_serves) return nullptr;
     for (size_t larger = static_cast<size_t>(rung) + 1; larger < kNumRungs; ++larger) {
       if (slabs_with_room_[larger] != Slab::kNone) return &slabs_[slabs_with_room_[larger]];
     }
@@ -161,19 +178,33 @@ size_t PagePool::PageIndex(size_t slab, uint32_t unit) const {
   return offset / page_bytes_[static_cast<size_t>(slabs_[slab].rung)];
 }
 
-void PagePool::AddReference(uint32_t unit) {
+void PagePool::AddReference(uint32_t unit, Holder holder) {
   absl::MutexLock lock(&mutex_);
   const size_t slab = SlabIndex(unit);
-  ++References(slab, PageIndex(slab, unit));
+  References& references = ReferencesTo(slab, PageIndex(slab, unit));
+  if (holder == Holder::kRequest && references.by_requests == 0) {
+    const auto rung = static_cast<size_t>(slabs_[slab].rung);
+    --reclaimable_pages_[rung];
+    ++used_pages_[rung];
+  }
+  ++references.by(holder);
 }
 
-void PagePool::DropReference(uint32_t unit) {
+void PagePool::DropReference(uint32_t unit, Holder holder) {
   absl::MutexLock lock(&mutex_);
   const size_t slab_index = SlabIndex(unit);
   Slab& slab = slabs_[slab_index];
+  const auto rung = static_cast<size_t>(slab.rung);
   const size_t page = PageIndex(slab_index, unit);
-  if (--References(slab_index, page) > 0) return;
-  pages_in_use_[static_cast<size_t>(slab.rung)].fetch_sub(1, std::memory_order_relaxed);
+  References& references = ReferencesTo(slab_index, page);
+  --references.by(holder);
+  if (references.by_requests > 0) return;
+  if (holder == Holder::kRequest) {
+    --used_pages_[rung];
+    ++reclaimable_pages_[rung];
+  }
+  if (references.by_cache > 0) return;
+  --reclaimable_pages_[rung];
   std::memcpy(PageData(unit), &slab.first_free, sizeof(slab.first_free));
   slab.first_free = static_cast<uint16_t>(page + 1);
   const bool was_full = !slab.has_room();
@@ -190,31 +221,33 @@ void PagePool::DropReference(uint32_t unit) {
 bool PagePool::Shared(uint32_t unit) {
   absl::MutexLock lock(&mutex_);
   const size_t slab = SlabIndex(unit);
-  return References(slab, PageIndex(slab, unit)) > 1;
+  return ReferencesTo(slab, PageIndex(slab, unit)).all() > 1;
 }
 
 PagePoolStats PagePool::stats() const {
-  PagePoolStats stats;
-  stats.capacity_bytes = num_slabs_ * kSlabBytes;
+  absl::MutexLock lock(&mutex_);
+  PagePoolStats stats = {.capacity_bytes = num_slabs_ * kSlabBytes,
+                         .used_pages_by_rung = used_pages_,
+                         .settled_blocks = settled_blocks_.load(std::memory_order_relaxed)};
   for (int i = 0; i < kNumRungs; ++i) {
-    stats.pages_by_rung[i] = pages_in_use_[i].load(std::memory_order_relaxed);
-    stats.used_bytes_by_rung[i] = stats.pages_by_rung[i] * page_bytes_[i];
+    stats.used_bytes_by_rung[i] = used_pages_[i] * page_bytes_[i];
     stats.used_bytes += stats.used_bytes_by_rung[i];
+    stats.reclaimable_pages += reclaimable_pages_[i];
+    stats.reclaimable_bytes += reclaimable_pages_[i] * page_bytes_[i];
   }
-  stats.free_bytes = stats.capacity_bytes - stats.used_bytes;
+  stats.free_bytes = stats.capacity_bytes - stats.used_bytes - stats.reclaimable_bytes;
   return stats;
 }
 
 absl::Status PagePool::CheckInvariants() const {
   absl::MutexLock lock(&mutex_);
-  std::array<size_t, kNumRungs> pages{};
+  std::array<size_t, kNumRungs> used{}, reclaimable{};
   size_t assigned = 0;
   for (size_t i = 0; i < slabs_.size(); ++i) {
     const Slab& slab = slabs_[i];
     if (!slab.assigned) continue;
     ++assigned;
     const auto rung = static_cast<size_t>(slab.rung);
-    pages[rung] += slab.used;
     std::vector<bool> returned(slab.pages, false);
     size_t free = slab.pages - slab.untouched;
     for (uint16_t next = slab.first_free; next != 0; ++free) {
@@ -226,11 +259,13 @@ absl::Status PagePool::CheckInvariants() const {
       std::memcpy(&next, base_ + i * kSlabBytes + page * page_bytes_[rung], sizeof(next));
     }
     for (size_t page = 0; page < slab.untouched; ++page) {
-      if ((references_[i * stride_ + page] == 0) != returned[page]) {
+      const References& references = references_[i * stride_ + page];
+      if ((references.all() == 0) != returned[page]) {
         return absl::InternalError(
             absl::StrFormat("slab %d page %d: %d references, but it is %s the free list", i, page,
-                            references_[i * stride_ + page], returned[page] ? "in" : "not in"));
+                            references.all(), returned[page] ? "in" : "not in"));
       }
+      if (references.all() > 0) ++(references.by_requests > 0 ? used : reclaimable)[rung];
     }
     if (slab.used + free != slab.pages || slab.used == 0) {
       return absl::InternalError(absl::StrFormat("slab %d: %d used and %d free of %d pages", i,
@@ -242,10 +277,11 @@ absl::Status PagePool::CheckInvariants() const {
                                                free_slabs_.size(), slabs_.size()));
   }
   for (int i = 0; i < kNumRungs; ++i) {
-    if (pages[i] != pages_in_use_[i].load(std::memory_order_relaxed)) {
-      return absl::InternalError(absl::StrFormat("%d pages at %s, but %d are counted", pages[i],
-                                                 std::string(RungName(static_cast<Rung>(i))),
-                                                 pages_in_use_[i].load()));
+    if (used[i] != used_pages_[i] || reclaimable[i] != reclaimable_pages_[i]) {
+      return absl::InternalError(
+          absl::StrFormat("%d used and %d reclaimable pages at %s, but %d and %d are counted",
+                          used[i], reclaimable[i], std::string(RungName(static_cast<Rung>(i))),
+                          used_pages_[i], reclaimable_pages_[i]));
     }
   }
   return absl::OkStatus();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -20,6 +21,12 @@
 namespace whit {
 
 class PagePool;
+
+// For whom a page is kept. What no request holds is reclaimable.
+enum class Holder : uint8_t {
+  kRequest,
+  kCache,  // finished requests' prefixes (prefix_index.h)
+};
 
 // A counted reference to one page; the page returns to the pool with its last reference. Copying
 // shares the page.
@@ -46,18 +53,25 @@ class PageRef {
   uint32_t unit_ = 0;
 };
 
+// Used, reclaimable and free bytes make up the capacity.
 struct PagePoolStats {
   size_t capacity_bytes = 0;
-  size_t used_bytes = 0;  // pages handed out
-  size_t free_bytes = 0;  // capacity - used, in whatever slab it lies
+  size_t used_bytes = 0;         // pages that requests hold, each once
+  size_t reclaimable_bytes = 0;  // pages that the cache alone holds
+  size_t free_bytes = 0;         // the rest, in whatever slab it lies
+  // Of the used bytes.
   std::array<size_t, kNumRungs> used_bytes_by_rung{};
-  std::array<size_t, kNumRungs> pages_by_rung{};
+  std::array<size_t, kNumRungs> used_pages_by_rung{};
+  size_t reclaimable_pages = 0;
+  // Blocks of PageTable::kForkTokens tokens that have left the ring of a table, each once however
+  // many tables have it.
+  int64_t settled_blocks = 0;
 };
 
 // Fixed capacity, allocated once. Pages of one rung come from slabs of that size class; a slab that
-// becomes empty returns to the common store. Where no slab is left for a rung, a page of a higher
-// one serves it; bytes are counted by the page's own rung. Bookkeeping outside the capacity: two
-// bytes a page.
+// becomes empty returns to the common store. Where no slab is left for a rung, first reclaimable
+// pages give way, then a page of a higher rung serves it; bytes are counted by the page's own rung.
+// Bookkeeping outside the capacity: four bytes a page.
 //
 // Threads: Allocate and PageRef belong to one thread (the engine's). Page *contents* may be read
 // and written by worker threads while the owner waits for them. stats() may be called from any
@@ -77,7 +91,14 @@ class PagePool {
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
-  // A zeroed page. RESOURCE_EXHAUSTED when no slab has room; never grows, never throws.
+  // Frees reclaimable pages, as many as it sees fit; false if there are none left. Called from
+  // whatever thread writes to a table, by one at a time, and allocates nothing itself.
+  using Reclaimer = std::function<bool()>;
+  // At most once, before the first table is written to.
+  void SetReclaimer(Reclaimer reclaimer) { reclaimer_ = std::move(reclaimer); }
+
+  // A zeroed page. RESOURCE_EXHAUSTED when no slab has room; never grows, never throws. Reclaims
+  // nothing: that is for what was promised to requests.
   absl::StatusOr<PageRef> Allocate(Rung rung);
 
   int head_dim() const { return head_dim_; }
@@ -93,6 +114,13 @@ class PagePool {
  private:
   friend class PageRef;
   friend class PageTable;  // keeps bare units in its entries instead of 16-byte PageRefs
+
+  struct References {
+    uint16_t by_requests = 0;
+    uint16_t by_cache = 0;
+    int all() const { return by_requests + by_cache; }
+    uint16_t& by(Holder holder) { return holder == Holder::kRequest ? by_requests : by_cache; }
+  };
 
   // A slab holds pages of one rung, or lies in the common store.
   struct Slab {
@@ -110,20 +138,26 @@ class PagePool {
 
   PagePool(const Options& options, std::byte* base, size_t num_slabs);
 
+  // A page for a request's table. Reclaims if it must.
   absl::StatusOr<uint32_t> AllocateUnit(Rung rung);
-  void AddReference(uint32_t unit);
-  void DropReference(uint32_t unit);
+  void AddReference(uint32_t unit, Holder holder);
+  void DropReference(uint32_t unit, Holder holder);
   bool Shared(uint32_t unit);  // has more than one reference
   // Keeps the first failure of a table whose lists grow on several threads.
   void RecordFailure(const absl::Status& failure, absl::Status* status);
 
-  Slab* SlabWithRoom(Rung rung) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Null if there is none. A page that a request holds now; its bytes are not cleared yet.
+  std::byte* TakePage(Rung rung, bool larger_serves);
+  std::byte* ReclaimPage(Rung rung);
+  absl::StatusOr<uint32_t> Cleared(std::byte* page, Rung rung);
+
+  Slab* SlabWithRoom(Rung rung, bool larger_serves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UnlinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   static size_t SlabIndex(uint32_t unit) { return size_t{unit} * kPageUnitBytes / kSlabBytes; }
   size_t PageIndex(size_t slab, uint32_t unit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  uint16_t& References(size_t slab, size_t page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  References& ReferencesTo(size_t slab, size_t page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return references_[slab * stride_ + page];
   }
 
@@ -132,6 +166,8 @@ class PagePool {
   std::array<size_t, kNumRungs> page_bytes_{};
   size_t stride_ = 0;  // pages of the smallest rung in a slab
   const size_t num_slabs_;
+  Reclaimer reclaimer_;     // null: nothing is reclaimed
+  absl::Mutex reclaiming_;  // taken before mutex_
   mutable absl::Mutex mutex_;
   std::vector<Slab> slabs_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint32_t> free_slabs_ ABSL_GUARDED_BY(mutex_);
@@ -139,10 +175,12 @@ class PagePool {
   // Reference counts, [slab][page of the slab]. Zeroed memory from the system: only what is used
   // becomes resident.
   struct FreeDeleter {
-    void operator()(uint16_t* p) const;
+    void operator()(References* p) const;
   };
-  std::unique_ptr<uint16_t[], FreeDeleter> references_ ABSL_PT_GUARDED_BY(mutex_);
-  std::array<std::atomic<size_t>, kNumRungs> pages_in_use_{};
+  std::unique_ptr<References[], FreeDeleter> references_ ABSL_PT_GUARDED_BY(mutex_);
+  std::array<size_t, kNumRungs> used_pages_ ABSL_GUARDED_BY(mutex_){};
+  std::array<size_t, kNumRungs> reclaimable_pages_ ABSL_GUARDED_BY(mutex_){};
+  std::atomic<int64_t> settled_blocks_{0};
 };
 
 }  // namespace whit

@@ -5,6 +5,19 @@
 
 namespace whit {
 
+class PageTable::SettledBlock {
+ public:
+  explicit SettledBlock(PagePool* pool) : pool_(pool) {
+    pool_->settled_blocks_.fetch_add(1, std::memory_order_relaxed);
+  }
+  ~SettledBlock() { pool_->settled_blocks_.fetch_sub(1, std::memory_order_relaxed); }
+  SettledBlock(const SettledBlock&) = delete;
+  SettledBlock& operator=(const SettledBlock&) = delete;
+
+ private:
+  PagePool* const pool_;
+};
+
 PageTable::PageTable(PagePool* pool, const Shape& shape, const RecentRing& ring,
                      const KeyMeans* means)
     : pool_(pool),
@@ -15,16 +28,18 @@ PageTable::PageTable(PagePool* pool, const Shape& shape, const RecentRing& ring,
 
 PageTable::~PageTable() {
   for (List& list : lists_) {
-    for (const PageEntry& page : list.pages) pool_->DropReference(page.unit);
+    for (const PageEntry& page : list.pages) pool_->DropReference(page.unit, holder_);
   }
 }
 
 PageTable& PageTable::operator=(PageTable&& other) noexcept {
   std::swap(pool_, other.pool_);
+  std::swap(holder_, other.holder_);
   std::swap(num_kv_heads_, other.num_kv_heads_);
   std::swap(ring_, other.ring_);
   std::swap(means_, other.means_);
   std::swap(lists_, other.lists_);
+  std::swap(blocks_, other.blocks_);
   std::swap(status_, other.status_);
   return *this;
 }
@@ -50,7 +65,7 @@ bool PageTable::MakeExclusive(PageEntry& page) {
   // Slots past the tokens may hold another table's: they are cleared by copying only ours.
   CopyTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
              pool_->PageData(*copy));
-  pool_->DropReference(page.unit);
+  pool_->DropReference(page.unit, holder_);
   page.unit = *copy;
   return true;
 }
@@ -109,7 +124,7 @@ void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
   } else {
     list.pages.erase(list.pages.begin() + list.settled);
     Scatter(layer, kv_head, leaving, rungs);
-    pool_->DropReference(leaving.unit);
+    pool_->DropReference(leaving.unit, holder_);
   }
   list.settled_tokens += leaving.tokens;
   if (list.settled_tokens % kForkTokens == 0) {
@@ -118,19 +133,20 @@ void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
       if (list.open[i] >= 0) mark.open_tokens[i] = list.pages[list.open[i]].tokens;
     }
     list.marks.push_back(mark);
+    if (&list == &lists_.back()) blocks_.push_back(std::make_shared<SettledBlock>(pool_));
   }
 }
 
-int PageTable::forkable_tokens() const {
-  return static_cast<int>(lists_.back().marks.size()) * kForkTokens;
-}
+int PageTable::forkable_tokens() const { return static_cast<int>(blocks_.size()) * kForkTokens; }
 
-PageTable PageTable::Fork(int tokens) const {
+PageTable PageTable::Fork(int tokens, Holder holder) const {
   PageTable fork(pool_, {}, ring_, means_);
+  fork.holder_ = holder;
   fork.num_kv_heads_ = num_kv_heads_;
   fork.lists_.resize(lists_.size());
   if (tokens == 0) return fork;
   const size_t num_marks = tokens / kForkTokens;
+  fork.blocks_.assign(blocks_.begin(), blocks_.begin() + static_cast<ptrdiff_t>(num_marks));
   for (size_t i = 0; i < lists_.size(); ++i) {
     const List& from = lists_[i];
     List& to = fork.lists_[i];
@@ -143,7 +159,7 @@ PageTable PageTable::Fork(int tokens) const {
     for (int rung = 0; rung < kNumRungs; ++rung) {
       if (mark.open[rung] >= 0) to.pages[mark.open[rung]].tokens = mark.open_tokens[rung];
     }
-    for (const PageEntry& page : to.pages) pool_->AddReference(page.unit);
+    for (const PageEntry& page : to.pages) pool_->AddReference(page.unit, holder);
   }
   return fork;
 }
@@ -164,15 +180,15 @@ bool PageTable::Demote(int layer, int kv_head, size_t index, Rung rung, Demotion
                keys.data(), values.data());
     WriteTokens(lower->data(), rung, pool_->head_dim(), 0, kTileTokens,
                 {.keys = keys.data(), .values = values.data(), .stride = d}, mean);
-    pool_->AddReference(page.unit);
+    pool_->AddReference(page.unit, Holder::kRequest);
     it = pass.lowered_
              .emplace(std::pair(page.unit, rung),
                       DemotionPass::Lowered{PageRef(pool_, page.unit), *std::move(lower)})
              .first;
   }
   const uint32_t lower = it->second.to.unit();
-  pool_->AddReference(lower);
-  pool_->DropReference(page.unit);
+  pool_->AddReference(lower, holder_);
+  pool_->DropReference(page.unit, holder_);
   page.unit = lower;
   page.rung = rung;
   return true;

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -95,8 +96,8 @@ class PageTable {
   // kForkTokens.
   int forkable_tokens() const;
   // A table that begins with this one's first `tokens` tokens (a multiple of kForkTokens, at most
-  // forkable_tokens()), as they are settled here.
-  PageTable Fork(int tokens) const;
+  // forkable_tokens()), as they are settled here. One for the cache is not written to.
+  PageTable Fork(int tokens, Holder holder = Holder::kRequest) const;
 
   // Replaces a full settled page by one of a lower rung with the same tokens. Returns false, and
   // changes nothing, if there is no room or the page is not full, not settled, the sink or not
@@ -130,6 +131,9 @@ class PageTable {
   Usage usage() const;
 
  private:
+  // kForkTokens tokens that have left the ring; counts itself in the pool.
+  class SettledBlock;
+
   // A list as it was when the first kForkTokens * n tokens had left the ring.
   struct Mark {
     int settled = 0;
@@ -162,11 +166,13 @@ class PageTable {
   void Scatter(int layer, int kv_head, const PageEntry& page, absl::Span<const Rung> rungs);
 
   PagePool* pool_;
+  Holder holder_ = Holder::kRequest;
   int num_kv_heads_;
   RecentRing ring_;
   const KeyMeans* means_;
-  std::vector<List> lists_;  // [layer][KV head]
-  absl::Status status_;      // written under the pool's lock
+  std::vector<List> lists_;                                  // [layer][KV head]
+  std::vector<std::shared_ptr<const SettledBlock>> blocks_;  // one for each mark of the last list
+  absl::Status status_;                                      // written under the pool's lock
 };
 
 }  // namespace whit

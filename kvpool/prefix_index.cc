@@ -29,39 +29,56 @@ bool PrefixIndex::Holds(const Entry& entry, std::string_view kind,
          std::equal(prefix.begin(), prefix.end(), entry.tokens.begin());
 }
 
-PrefixIndex::Match PrefixIndex::Find(std::string_view kind, absl::Span<const int32_t> tokens) {
+PrefixIndex::Entries::iterator PrefixIndex::FindEntry(std::string_view kind,
+                                                      absl::Span<const int32_t> tokens,
+                                                      size_t* num_tokens) {
   const std::vector<uint64_t> hashes = BlockHashes(kind, tokens);
   for (size_t blocks = hashes.size(); blocks > 0; --blocks) {
     const auto it = by_prefix_.find(hashes[blocks - 1]);
     if (it == by_prefix_.end()) continue;
-    if (!Holds(*it->second, kind, tokens.subspan(0, blocks * kBlock))) continue;
+    *num_tokens = blocks * kBlock;
+    if (!Holds(*it->second, kind, tokens.subspan(0, *num_tokens))) continue;
     entries_.splice(entries_.end(), entries_, it->second);
-    return {.tokens = static_cast<int>(blocks * kBlock), .table = &it->second->table};
+    return it->second;
   }
-  return {};
+  *num_tokens = 0;
+  return entries_.end();
+}
+
+PrefixIndex::Match PrefixIndex::Find(std::string_view kind, absl::Span<const int32_t> tokens) {
+  size_t num_tokens = 0;
+  const auto entry = FindEntry(kind, tokens, &num_tokens);
+  if (num_tokens == 0) return {};
+  return {.tokens = static_cast<int>(num_tokens), .table = &entry->table};
 }
 
 void PrefixIndex::Insert(std::string_view kind, absl::Span<const int32_t> tokens, PageTable table) {
-  const size_t length = table.forkable_tokens();
-  const absl::Span<const int32_t> prefix = tokens.subspan(0, std::min(length, tokens.size()));
-  if (prefix.size() < kBlock || Find(kind, prefix).tokens == static_cast<int>(length)) return;
   // What is past the last fork point can serve nobody.
+  const size_t length = std::min<size_t>(table.forkable_tokens(), tokens.size() / kBlock * kBlock);
+  const absl::Span<const int32_t> prefix = tokens.subspan(0, length);
+  size_t known = 0;
+  const auto beginning = FindEntry(kind, prefix, &known);
+  if (known == length) return;  // also if both are 0
   entries_.push_back({.kind = std::string(kind),
                       .tokens = std::vector<int32_t>(prefix.begin(), prefix.end()),
-                      .table = table.Fork(static_cast<int>(length))});
+                      .table = table.Fork(static_cast<int>(length), Holder::kCache)});
   for (uint64_t hash : BlockHashes(kind, prefix)) by_prefix_[hash] = std::prev(entries_.end());
+  if (known > 0 && beginning->tokens.size() == known) Erase(beginning);
   if (entries_.size() > max_tables_) EvictOldest();
 }
 
 bool PrefixIndex::EvictOldest() {
   if (entries_.empty()) return false;
-  const auto oldest = entries_.begin();
-  for (uint64_t hash : BlockHashes(oldest->kind, oldest->tokens)) {
-    const auto it = by_prefix_.find(hash);
-    if (it != by_prefix_.end() && it->second == oldest) by_prefix_.erase(it);
-  }
-  entries_.erase(oldest);
+  Erase(entries_.begin());
   return true;
+}
+
+void PrefixIndex::Erase(Entries::iterator entry) {
+  for (uint64_t hash : BlockHashes(entry->kind, entry->tokens)) {
+    const auto it = by_prefix_.find(hash);
+    if (it != by_prefix_.end() && it->second == entry) by_prefix_.erase(it);
+  }
+  entries_.erase(entry);
 }
 
 std::vector<PageTable*> PrefixIndex::tables() {

@@ -32,8 +32,9 @@ class PrefixIndex {
   // The longest known prefix of `tokens` among tables of this kind.
   Match Find(std::string_view kind, absl::Span<const int32_t> tokens);
 
-  // Keeps a table, whose first tokens these are, as the most recently used one. A table that adds
-  // nothing to what is known is dropped, and so is the oldest one beyond max_tables.
+  // Keeps as much of a table as begins with these tokens, as the most recently used one. Dropped
+  // are a table that adds nothing to what is known, one that the new one goes on from, and the
+  // oldest one beyond max_tables.
   void Insert(std::string_view kind, absl::Span<const int32_t> tokens, PageTable table);
 
   // Drops the least recently used table; false if there is none.
@@ -50,6 +51,11 @@ class PrefixIndex {
     PageTable table;
   };
   using Entries = std::list<Entry>;  // least recently used first
+
+  // The entry of Find's match; its end if there is none.
+  Entries::iterator FindEntry(std::string_view kind, absl::Span<const int32_t> tokens,
+                              size_t* num_tokens);
+  void Erase(Entries::iterator entry);
 
   // hashes[n] names the kind and the first n + 1 blocks.
   static std::vector<uint64_t> BlockHashes(std::string_view kind, absl::Span<const int32_t> tokens);

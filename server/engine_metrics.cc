@@ -71,7 +71,7 @@ MetricFamily ModelInfo(const ServingModel& model) {
 
 std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
   const PagePoolStats& pool = snapshot.pool;
-  const double used = static_cast<double>(pool.used_bytes);
+  const double kept = static_cast<double>(pool.used_bytes + pool.reclaimable_bytes);
   const double fp16 = static_cast<double>(snapshot.fp16_equivalent_bytes);
   MetricFamily headroom{
       "whit_admission_headroom_tokens",
@@ -86,20 +86,31 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
   return {
       Gauge("kv_cache_capacity_bytes", "Size of the KV cache",
             static_cast<double>(pool.capacity_bytes)),
-      GaugeByRung("kv_cache_used_bytes", "Bytes of pages in use",
-                  [&](int i) { return static_cast<double>(pool.used_bytes_by_rung[i]); }),
+      GaugeByRung(
+          "kv_cache_used_bytes",
+          "Bytes of pages that running requests hold; a page that several share counts once",
+          [&](int i) { return static_cast<double>(pool.used_bytes_by_rung[i]); }),
+      Gauge("kv_cache_reclaimable_bytes",
+            "Bytes of pages that only the prefix cache holds; they give way to what requests need",
+            static_cast<double>(pool.reclaimable_bytes)),
       Gauge("kv_cache_reserved_bytes",
             "Bytes promised to admitted requests: prompt plus max_new_tokens at their floor rung",
             static_cast<double>(snapshot.reserved_bytes)),
-      Gauge("kv_cache_fp16_equivalent_bytes", "What the cached tokens would take at FP16", fp16),
-      Gauge("kv_cache_saved_bytes",
-            "FP16-equivalent bytes less used bytes; below 0 while part-filled pages cost more than "
-            "precision saves",
-            fp16 - used),
+      Gauge(
+          "kv_cache_fp16_equivalent_bytes",
+          "What all cached tokens, of running requests and of the prefix cache, would take at FP16",
+          fp16),
+      Gauge(
+          "kv_cache_saved_bytes",
+          "FP16-equivalent bytes less used and reclaimable bytes; below 0 while part-filled pages "
+          "cost more than precision saves",
+          fp16 - kept),
       Gauge("kv_cache_bits_per_element",
-            "All bytes that sequences hold over their key and value elements, in bits",
+            "All bytes of used and reclaimable pages over the key and value elements of all cached "
+            "tokens, in bits",
             snapshot.mean_bits),
-      GaugeByRung("kv_cache_tokens", "Cached tokens, averaged over layers and KV heads",
+      GaugeByRung("kv_cache_tokens",
+                  "Places for tokens in used pages, averaged over layers and KV heads",
                   [&](int i) { return snapshot.tokens_by_rung[i]; }),
       CounterByRung("controller_decisions_total",
                     "Precisions decided, each for one token in one layer and KV head",

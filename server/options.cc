@@ -173,7 +173,9 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
       "name ends in .whitpolicy for .gguf, or else one that comes with Whit");
   AddFlag(app, "--max-cached-prefixes", options.engine.max_cached_prefixes, kGroup, "N",
           "finished requests whose pages are kept while nothing else needs them: a prompt that "
-          "begins with 128 tokens or more of one is not computed again from its start")
+          "begins with 128 tokens or more of one is not computed again from its start; 0: none. "
+          "With fp16 a hit changes no token; with other policies it may change low-order digits, "
+          "since the prefix's last tokens are quantized already when what follows is computed")
       ->check(Between(0, 1 << 20));
 }
 

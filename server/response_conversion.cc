@@ -136,6 +136,7 @@ v1::GetCapacityResponse ToCapacityResponse(const EngineSnapshot& snapshot,
   v1::GetCapacityResponse response;
   response.set_kv_cache_capacity_bytes(snapshot.pool.capacity_bytes);
   response.set_kv_cache_used_bytes(snapshot.pool.used_bytes);
+  response.set_kv_cache_reclaimable_bytes(snapshot.pool.reclaimable_bytes);
   response.set_kv_cache_reserved_bytes(snapshot.reserved_bytes);
   response.set_headroom_tokens_floor(snapshot.headroom_tokens_floor);
   response.set_headroom_tokens_current(snapshot.headroom_tokens_current);

@@ -41,8 +41,10 @@ struct EngineOptions {
   // latency.
   int prefill_chunk_tokens = 64;
   // Finished requests whose pages are kept while nothing else needs them, so that a prompt that
-  // begins like one of theirs need not be computed again. 0: none.
-  int max_cached_prefixes = 0;
+  // begins like one of theirs need not be computed again. 0: none. They give way to whatever an
+  // admitted request needs; a bound is needed only for what is kept outside the pool, about a
+  // hundredth of a prefix's pages.
+  int max_cached_prefixes = 256;
   // What headroom is counted for; each request brings its own.
   PrecisionPolicySpec kv_policy{};
   // True bits per element that all running requests with the policy `adaptive` are to hold in the
@@ -56,10 +58,12 @@ struct EngineOptions {
 struct EngineSnapshot {
   PagePoolStats pool;
   size_t reserved_bytes = 0;
+  // Of all tokens in the pool, those of running requests and those of cached prefixes; tokens that
+  // several share count once. So do their pages.
   size_t fp16_equivalent_bytes = 0;
-  // Places for tokens in the pages handed out, averaged over layers and KV heads.
+  double mean_bits = 0;  // true bits per element; 0 if there are no tokens
+  // Places for tokens in the pages that requests hold, averaged over layers and KV heads.
   std::array<double, kNumRungs> tokens_by_rung{};
-  double mean_bits = 0;  // true bits per element of the running sequences; 0 if there are none
   // Decisions by rung, about one token in one (layer, KV head) each.
   DecisionTally::Counts decisions_total{};
   double price = 0;  // mean over the running adaptive requests; 0 if there are none

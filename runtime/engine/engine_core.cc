@@ -1,6 +1,5 @@
 #include "runtime/engine/engine_core.h"
 
-#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -60,6 +59,7 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       prefixes_(options.max_cached_prefixes),
       scratch_(model.thread_pool().num_threads()) {
   if (options.kv_target_bits > 0) server_price_.emplace(prices_, options.kv_target_bits);
+  pool_->SetReclaimer([this] { return EvictOldestPrefix(); });
   absl::MutexLock lock(&snapshot_mutex_);
   PublishFigures();
 }
@@ -87,7 +87,6 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
                                                   std::move(table), tokenizer_, prices_,
                                                   server_price_.has_value(), now));
   }
-  if (!intake.started.empty()) MakeRoomForReservations();
   for (const QueuedRequest& queued : intake.cancelled) {
     ended_.push_back({queued.sink, CompletionWithoutRunning(queued, FinishReason::kCancelled,
                                                             Cancelled(), now)});
@@ -110,34 +109,31 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
 }
 
 PageTable EngineCore::TableFor(const Request& request) {
+  PageTable table = model_.NewPageTable(*pool_, RingOf(request.kv_policy));
   // A scored prompt needs rows of logits, and every prompt its last token's.
-  if (options_.max_cached_prefixes > 0 && request.score_tokens == 0) {
-    const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
+  if (options_.max_cached_prefixes == 0 || request.score_tokens > 0) return table;
+  const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
+  {
+    absl::MutexLock lock(&prefixes_mutex_);
     const PrefixIndex::Match match = prefixes_.Find(PrecisionOf(request), reusable);
-    absl::MutexLock lock(&snapshot_mutex_);
-    published_.prefix_query_tokens_total += reusable.size();
-    published_.prefix_hit_tokens_total += match.tokens;
-    if (match.tokens > 0) return match.table->Fork(match.tokens);
+    if (match.tokens > 0) table = match.table->Fork(match.tokens);
   }
-  return model_.NewPageTable(*pool_, RingOf(request.kv_policy));
+  absl::MutexLock lock(&snapshot_mutex_);
+  published_.prefix_query_tokens_total += reusable.size();
+  published_.prefix_hit_tokens_total += table.num_tokens();
+  return table;
 }
 
 void EngineCore::KeepPrefix(Sequence& sequence) {
   if (options_.max_cached_prefixes == 0 || !sequence.succeeded()) return;
-  const absl::Span<const int32_t> tokens = sequence.tokens_in_kv();
+  const absl::Span<const int32_t> tokens = sequence.reusable_tokens();
+  absl::MutexLock lock(&prefixes_mutex_);
   prefixes_.Insert(PrecisionOf(sequence.request()), tokens, sequence.TakeKv());
 }
 
-void EngineCore::MakeRoomForReservations() {
-  size_t held = 0;
-  for (const std::unique_ptr<Sequence>& sequence : running_) {
-    held += sequence->kv().usage().page_bytes;
-  }
-  const size_t reserved = queue_.state().reserved_bytes;
-  const size_t to_come = reserved > held ? reserved - held : 0;
-  const size_t reservable = ReservableBytes(model_.config(), pool_->stats().capacity_bytes);
-  while (pool_->stats().used_bytes + to_come > reservable && prefixes_.EvictOldest()) {
-  }
+bool EngineCore::EvictOldestPrefix() {
+  absl::MutexLock lock(&prefixes_mutex_);
+  return prefixes_.EvictOldest();
 }
 
 std::vector<PlannedSlice> EngineCore::Plan() const {
@@ -150,9 +146,9 @@ std::vector<PlannedSlice> EngineCore::Plan() const {
 void EngineCore::SetPrices() {
   const PagePoolStats pool = pool_->stats();
   const size_t reserved = queue_.state().reserved_bytes;
-  // What is used beyond the reservations are cached prefixes, which go before anything gets dearer.
+  // Not what is reclaimable: cached prefixes go before anything gets dearer.
   const double pressure = PricePressure({.capacity_bytes = pool.capacity_bytes,
-                                         .used_bytes = std::min(pool.used_bytes, reserved),
+                                         .used_bytes = pool.used_bytes,
                                          .reserved_bytes = reserved});
   DecisionTally::Counts decided{};
   double held_tokens = 0, held_bits = 0;
@@ -291,28 +287,32 @@ void EngineCore::RetireEnded() {
 
 void EngineCore::PublishFigures() {
   const PagePoolStats pool = pool_->stats();
-  size_t tokens = 0, metadata_bytes = 0;
+  // Blocks may be shared; what is not in a block yet is a sequence's own.
+  int64_t tokens = pool.settled_blocks * PageTable::kForkTokens;
   int paying = 0;
   double prices = 0;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
-    tokens += sequence->kv().num_tokens();
+    tokens += sequence->kv().num_tokens() - sequence->kv().forkable_tokens();
     paying += sequence->price().pays() ? 1 : 0;
     prices += sequence->price().price();
   }
   published_.price = paying == 0 ? 0 : prices / paying;
   const ModelConfig& model = model_.config();
   const double lists = model.num_layers * model.num_kv_heads;
+  size_t pages = pool.reclaimable_pages;
   for (int i = 0; i < kNumRungs; ++i) {
-    published_.tokens_by_rung[i] = static_cast<double>(pool.pages_by_rung[i]) * kTileTokens / lists;
-    metadata_bytes += pool.pages_by_rung[i] * sizeof(PageEntry);
+    published_.tokens_by_rung[i] =
+        static_cast<double>(pool.used_pages_by_rung[i]) * kTileTokens / lists;
+    pages += pool.used_pages_by_rung[i];
   }
+  const size_t bytes = pool.used_bytes + pool.reclaimable_bytes + pages * sizeof(PageEntry);
   const size_t elements = tokens * model.kv_elements_per_token();
   published_.pool = pool;
-  published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
   published_.fp16_equivalent_bytes = elements * sizeof(uint16_t);
-  published_.mean_bits = elements == 0 ? 0
-                                       : 8 * static_cast<double>(pool.used_bytes + metadata_bytes) /
-                                             static_cast<double>(elements);
+  published_.mean_bits =
+      elements == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(elements);
+  absl::MutexLock lock(&prefixes_mutex_);
+  published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
 }
 
 EngineSnapshot EngineCore::snapshot() const {

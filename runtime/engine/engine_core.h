@@ -60,8 +60,7 @@ class EngineCore {
   // A new sequence's table: it begins with the pages of a finished one that began alike, if any.
   PageTable TableFor(const Request& request);
   void KeepPrefix(Sequence& sequence);
-  // Drops cached prefixes, oldest first, until all that running sequences may yet need is free.
-  void MakeRoomForReservations();
+  bool EvictOldestPrefix();
   std::vector<PlannedSlice> Plan() const;
   // What the step's tokens pay for their bits.
   void SetPrices();
@@ -85,7 +84,10 @@ class EngineCore {
   // Holds the mean over all that follow it at options_.kv_target_bits, if that is given.
   std::optional<PriceController> server_price_;
 
-  PrefixIndex prefixes_;
+  // Prefixes are evicted on whatever thread finds the pool full in the middle of a forward pass.
+  // Nothing is allocated from the pool under this lock.
+  mutable absl::Mutex prefixes_mutex_;
+  PrefixIndex prefixes_ ABSL_GUARDED_BY(prefixes_mutex_);
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Ended> ended_;
 

@@ -22,6 +22,17 @@ Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv,
       stop_matcher_(request().stop),
       started_(started) {}
 
+absl::Span<const int32_t> Sequence::reusable_tokens() const {
+  auto tokens = static_cast<size_t>(kv_.num_tokens());
+  // Generated and scored tokens run with finer activations than a prompt. At FP16 a cached prefix
+  // gives what computing it would, bit for bit; where keys and values are quantized it does not
+  // anyway, because it begins with none of its tokens in the ring.
+  if (request().kv_policy.kind == PrecisionPolicySpec::Kind::kFp16) {
+    tokens = std::min(tokens, prompt_tokens_ - request().score_tokens);
+  }
+  return absl::MakeConstSpan(tokens_).first(tokens);
+}
+
 SequenceView Sequence::view() const {
   if (generated_tokens() > 0) return {.decoding = true};
   const int run = kv_.num_tokens();

@@ -42,10 +42,9 @@ class Sequence {
   const std::shared_ptr<TokenSink>& sink() const { return queued_.sink; }
   size_t reservation_bytes() const { return queued_.reservation_bytes; }
   const PageTable& kv() const { return kv_; }
-  // The tokens that the KV cache holds.
-  absl::Span<const int32_t> tokens_in_kv() const {
-    return absl::MakeConstSpan(tokens_).first(kv_.num_tokens());
-  }
+  // The first of the tokens that the KV cache holds, as far as another prompt may begin with their
+  // pages.
+  absl::Span<const int32_t> reusable_tokens() const;
   // After MakeCompletion: gives the pages away.
   PageTable TakeKv() { return std::move(kv_); }
 

@@ -51,9 +51,10 @@ int ShowCapacity(const CommandContext& context) {
     PrintJson(ToJson(capacity));
     return kExitOk;
   }
-  PrintRow("KV cache", absl::StrFormat("%s, %s used, %s reserved",
+  PrintRow("KV cache", absl::StrFormat("%s, %s used, %s reclaimable, %s reserved",
                                        FormatByteSize(capacity.kv_cache_capacity_bytes()),
                                        FormatByteSize(capacity.kv_cache_used_bytes()),
+                                       FormatByteSize(capacity.kv_cache_reclaimable_bytes()),
                                        FormatByteSize(capacity.kv_cache_reserved_bytes())));
   for (const v1::RungUsage& rung : capacity.rungs()) {
     PrintRow("  " + rung.rung(),

@@ -47,6 +47,7 @@ def test_unknown_methods_are_unimplemented(channel):
 
 NAMES = {
     "whit_kv_cache_capacity_bytes", "whit_kv_cache_used_bytes", "whit_kv_cache_reserved_bytes",
+    "whit_kv_cache_reclaimable_bytes",
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
     "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
     "whit_controller_price", "whit_admission_headroom_tokens",
@@ -109,6 +110,7 @@ def test_metrics_and_get_capacity_agree(server):
     now, metrics = server.capacity(), server.metrics()
     assert metrics[("whit_kv_cache_capacity_bytes", ())] == now.kv_cache_capacity_bytes
     assert metrics[("whit_kv_cache_reserved_bytes", ())] == now.kv_cache_reserved_bytes
+    assert metrics[("whit_kv_cache_reclaimable_bytes", ())] == now.kv_cache_reclaimable_bytes
     assert metrics[("whit_admission_headroom_tokens", (("precision", "floor"),))] == (
         now.headroom_tokens_floor)
 

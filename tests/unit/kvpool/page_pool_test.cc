@@ -129,7 +129,7 @@ TEST(PagePoolTest, BehavesLikeASimpleModel) {
         live.pop_back();
       }
       const PagePoolStats stats = pool->stats();
-      ASSERT_EQ(stats.pages_by_rung, pages);
+      ASSERT_EQ(stats.used_pages_by_rung, pages);
       ASSERT_EQ(stats.used_bytes + stats.free_bytes, stats.capacity_bytes);
       if (step % 500 == 0) {
         const absl::Status invariants = pool->CheckInvariants();

@@ -80,7 +80,7 @@ TEST(PageTableTest, APageLeavesOnceTheRingIsFullBehindIt) {
   const std::vector<Rung> expected = {Rung::kFp16, Rung::kK4V4, Rung::kK8V8, Rung::kK8V8};
   ASSERT_EQ(table.pages(0, 0).size(), expected.size());
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(table.pages(0, 0)[i].rung, expected[i]);
-  EXPECT_EQ(pool->stats().pages_by_rung[static_cast<size_t>(Rung::kK8V8)], 2u);
+  EXPECT_EQ(pool->stats().used_pages_by_rung[static_cast<size_t>(Rung::kK8V8)], 2u);
 }
 
 // Random rungs, against a map from token to the rung it was given: no token is lost or doubled,

@@ -12,19 +12,20 @@ namespace {
 
 constexpr int kBlock = PageTable::kForkTokens;
 constexpr int kDim = 16;
+const size_t kBlockBytes = kBlock / 16 * PageBytes(Rung::kFp16, kDim);
 
 std::unique_ptr<PagePool> MakePool() {
   return *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = kDim});
 }
 
-// A table that holds `count` tokens, all settled.
-PageTable MakeTable(PagePool* pool, int count) {
+// A table that holds `count` tokens, all settled that can be.
+PageTable MakeTable(PagePool* pool, int count, Rung rung = Rung::kFp16) {
   PageTable table(pool, {.num_layers = 1, .num_kv_heads = 1}, {.rung = Rung::kFp16}, nullptr);
   const std::vector<float> rows(size_t{1} * count * kDim, 1.0f);
   table.Append(0, 0, count, {.keys = rows.data(), .values = rows.data(), .stride = kDim});
   PageTable::LeavingPage page;
   while (table.NextLeaving(0, 0, &page)) {
-    table.Settle(0, 0, std::vector<Rung>(page.tokens, Rung::kFp16));
+    table.Settle(0, 0, std::vector<Rung>(page.tokens, rung));
   }
   return table;
 }
@@ -65,10 +66,10 @@ TEST(PrefixIndexTest, EvictionFreesThePagesOfTheLeastRecentlyUsed) {
   EXPECT_TRUE(index.EvictOldest());
   EXPECT_EQ(index.Find("fp16", b).tokens, 0);
   EXPECT_EQ(index.Find("fp16", a).tokens, kBlock);
-  EXPECT_EQ(pool->stats().used_bytes, kBlock / 16 * PageBytes(Rung::kFp16, kDim));
+  EXPECT_EQ(pool->stats().reclaimable_bytes, kBlockBytes);
   EXPECT_TRUE(index.EvictOldest());
   EXPECT_FALSE(index.EvictOldest());
-  EXPECT_EQ(pool->stats().used_bytes, 0u);
+  EXPECT_EQ(pool->stats().free_bytes, pool->stats().capacity_bytes);
 }
 
 TEST(PrefixIndexTest, ATableThatAddsNothingIsNotKept) {
@@ -81,6 +82,92 @@ TEST(PrefixIndexTest, ATableThatAddsNothingIsNotKept) {
                MakeTable(pool.get(), kBlock));
   index.Insert("fp16", Tokens(kBlock - 1, 3), MakeTable(pool.get(), kBlock - 1));
   EXPECT_EQ(index.num_tables(), 1u);
+}
+
+TEST(PrefixIndexTest, ATableTakesThePlaceOfTheOneItGoesOnFrom) {
+  const auto pool = MakePool();
+  PrefixIndex index(8);
+  const auto tokens = Tokens(3 * kBlock, 1);
+  const auto first = [&](int n) { return absl::MakeConstSpan(tokens).subspan(0, n); };
+  index.Insert("fp16", first(kBlock), MakeTable(pool.get(), kBlock));
+  index.Insert("fp16", first(2 * kBlock), MakeTable(pool.get(), 2 * kBlock));
+  EXPECT_EQ(index.num_tables(), 1u);
+  EXPECT_EQ(pool->stats().reclaimable_bytes, 2 * kBlockBytes);
+  EXPECT_EQ(index.Find("fp16", tokens).tokens, 2 * kBlock);
+  EXPECT_EQ(index.Find("fp16", first(kBlock)).tokens, kBlock);
+  // One that branches off before the end of another does not.
+  auto branch = tokens;
+  branch[kBlock] += 1;
+  index.Insert("fp16", branch, MakeTable(pool.get(), 3 * kBlock));
+  EXPECT_EQ(index.num_tables(), 2u);
+  EXPECT_EQ(index.Find("fp16", tokens).tokens, 2 * kBlock);
+}
+
+TEST(PrefixIndexTest, KeepsNoMoreThanTheTokensItIsGiven) {
+  const auto pool = MakePool();
+  PrefixIndex index(8);
+  const auto tokens = Tokens(2 * kBlock + 50, 1);
+  index.Insert("fp16", absl::MakeConstSpan(tokens).subspan(0, kBlock + 20),
+               MakeTable(pool.get(), 2 * kBlock + 50));
+  EXPECT_EQ(index.Find("fp16", tokens).tokens, kBlock);
+  EXPECT_EQ(pool->stats().reclaimable_bytes, kBlockBytes);
+}
+
+TEST(PrefixIndexTest, PagesAreUsedWhileARequestHoldsThemAndReclaimableAfter) {
+  const auto pool = MakePool();
+  PrefixIndex index(8);
+  const auto tokens = Tokens(2 * kBlock, 1);
+  const auto expect = [&](size_t used, size_t reclaimable, int64_t blocks) {
+    const PagePoolStats stats = pool->stats();
+    EXPECT_EQ(stats.used_bytes, used * kBlockBytes);
+    EXPECT_EQ(stats.used_bytes_by_rung[static_cast<size_t>(Rung::kFp16)], used * kBlockBytes);
+    EXPECT_EQ(stats.reclaimable_bytes, reclaimable * kBlockBytes);
+    EXPECT_EQ(stats.used_bytes + stats.reclaimable_bytes + stats.free_bytes, stats.capacity_bytes);
+    EXPECT_EQ(stats.settled_blocks, blocks);
+    EXPECT_TRUE(pool->CheckInvariants().ok()) << pool->CheckInvariants();
+  };
+  index.Insert("fp16", tokens, MakeTable(pool.get(), 2 * kBlock));
+  expect(0, 2, 2);
+  {
+    const PageTable one = index.Find("fp16", tokens).table->Fork(kBlock);
+    expect(1, 1, 2);
+    {
+      const PageTable other = index.Find("fp16", tokens).table->Fork(2 * kBlock);
+      expect(2, 0, 2);
+    }
+    expect(1, 1, 2);
+    EXPECT_TRUE(index.EvictOldest());
+    expect(1, 0, 1);  // the request keeps what it began with
+  }
+  expect(0, 0, 0);
+}
+
+// However the pool's slabs are taken up: a table that is written to finds room as long as the cache
+// holds any that would do.
+TEST(PrefixIndexTest, CachedPagesGiveWayToTablesThatAreWrittenTo) {
+  const auto pool =
+      *PagePool::Create({.capacity_bytes = 4 * PagePool::kSlabBytes, .head_dim = kDim});
+  const size_t pages = pool->stats().capacity_bytes / PageBytes(Rung::kFp16, kDim);
+  PrefixIndex index(1000);
+  pool->SetReclaimer([&] { return index.EvictOldest(); });
+  for (Rung rung : {Rung::kK2V2, Rung::kK4V4, Rung::kFp16}) {
+    for (int seed = 0; seed < 400; ++seed) {  // far more than fit
+      PageTable table = MakeTable(pool.get(), kBlock + 16, rung);
+      ASSERT_TRUE(table.status().ok());
+      index.Insert("k", Tokens(kBlock, seed), std::move(table));
+    }
+    EXPECT_GT(index.num_tables(), 10u);
+    EXPECT_LT(index.num_tables(), 400u);
+    // As much as there is, at the largest rung.
+    PageTable table = MakeTable(pool.get(), static_cast<int>(pages) * 16);
+    EXPECT_TRUE(table.status().ok()) << RungName(rung) << ": " << table.status();
+    EXPECT_EQ(pool->stats().reclaimable_bytes, 0u);
+    EXPECT_EQ(index.num_tables(), 0u);
+    // And then there is none.
+    const std::vector<float> row(kDim, 1.0f);
+    table.Append(0, 0, 1, {.keys = row.data(), .values = row.data(), .stride = kDim});
+    EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
+  }
 }
 
 // Against a plain list of token sequences, searched from the longest prefix down.
@@ -120,7 +207,8 @@ TEST(PrefixIndexTest, BehavesLikeASimpleModel) {
   EXPECT_GT(hits, 500);
   while (index.EvictOldest()) {
   }
-  EXPECT_EQ(pool->stats().used_bytes, 0u);
+  EXPECT_EQ(pool->stats().free_bytes, pool->stats().capacity_bytes);
+  EXPECT_EQ(pool->stats().settled_blocks, 0);
 }
 
 }  // namespace

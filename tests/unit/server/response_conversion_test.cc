@@ -73,6 +73,7 @@ EngineSnapshot BusyEngine() {
   EngineSnapshot snapshot;
   snapshot.pool.capacity_bytes = 4096;
   snapshot.pool.used_bytes = 1024;
+  snapshot.pool.reclaimable_bytes = 512;
   snapshot.pool.used_bytes_by_rung[static_cast<size_t>(Rung::kFp16)] = 1024;
   snapshot.reserved_bytes = 2048;
   snapshot.fp16_equivalent_bytes = 1000;
@@ -100,6 +101,7 @@ TEST(ToCapacityResponseTest, ShowsSnapshotAndLimits) {
   const v1::GetCapacityResponse response = ToCapacityResponse(BusyEngine(), options);
   EXPECT_EQ(response.kv_cache_capacity_bytes(), 4096u);
   EXPECT_EQ(response.kv_cache_used_bytes(), 1024u);
+  EXPECT_EQ(response.kv_cache_reclaimable_bytes(), 512u);
   EXPECT_EQ(response.kv_cache_reserved_bytes(), 2048u);
   EXPECT_EQ(response.headroom_tokens_floor(), 20u);
   EXPECT_EQ(response.headroom_tokens_current(), 10u);
@@ -132,7 +134,8 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_kv_cache_used_bytes{rung=FP16}"], 1024);
   EXPECT_EQ(samples.count("whit_kv_cache_used_bytes{rung=K2V2}"), 1u);
   EXPECT_EQ(samples["whit_kv_cache_reserved_bytes"], 2048);
-  EXPECT_EQ(samples["whit_kv_cache_saved_bytes"], -24);
+  EXPECT_EQ(samples["whit_kv_cache_reclaimable_bytes"], 512);
+  EXPECT_EQ(samples["whit_kv_cache_saved_bytes"], -536);
   EXPECT_EQ(samples["whit_kv_cache_bits_per_element"], 16.5);
   EXPECT_EQ(samples["whit_kv_cache_tokens{rung=FP16}"], 12);
   EXPECT_EQ(samples["whit_admission_headroom_tokens{precision=floor}"], 20);

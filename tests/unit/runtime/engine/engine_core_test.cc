@@ -84,7 +84,8 @@ class EngineCoreTest : public ::testing::Test {
     return client.Poll();
   }
 
-  void ExpectEmpty() {
+  // Nobody holds anything but the prefix cache.
+  void ExpectIdle() {
     EXPECT_EQ(core_->pool().stats().used_bytes, 0u);
     EXPECT_EQ(queue_->state().reserved_bytes, 0u);
     EXPECT_EQ(queue_->state().running, 0);
@@ -94,8 +95,7 @@ class EngineCoreTest : public ::testing::Test {
   static const ModelConfig& model() { return runtime_->model->config(); }
 
   static TinyRuntime* runtime_;
-  // No prefix outlives its request, so that an idle pool is an empty one.
-  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20, .max_cached_prefixes = 0};
+  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20};
   std::unique_ptr<RequestQueue> queue_;
   std::unique_ptr<EngineCore> core_;
   int reports_ = 0, prompt_tokens_ = 0, generated_tokens_ = 0, latencies_ = 0, completions_ = 0;
@@ -115,7 +115,7 @@ TEST_F(EngineCoreTest, StreamsWhatAPlainLoopOverTheModelGives) {
     EXPECT_TRUE(received.completion->status.ok());
     EXPECT_EQ(received.completion->prompt_tokens, length);
     EXPECT_EQ(received.completion->completion_tokens, 40);
-    ExpectEmpty();
+    ExpectIdle();
   }
 }
 
@@ -128,7 +128,7 @@ TEST_F(EngineCoreTest, ATokenIsDeliveredInTheStepThatMadeIt) {
     EXPECT_EQ(client.Poll().tokens.size(), step);
   }
   EXPECT_TRUE(client.Poll().completion.has_value());
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 TEST_F(EngineCoreTest, ReportsSumUp) {
@@ -149,6 +149,8 @@ TEST_F(EngineCoreTest, ReportsSumUp) {
 
 TEST_F(EngineCoreTest, GreedyOutputDoesNotDependOnTheCompany) {
   constexpr int kRequests = 12;
+  options_.max_cached_prefixes = 0;  // where keys and values are quantized, a hit may show
+  MakeCore(Limits());
   for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=1,K8V4=1"}) {
     // Prompts are run in other slices in company: alone up to 512 tokens at once, then 64 and less.
     std::vector<Request> requests;
@@ -171,7 +173,7 @@ TEST_F(EngineCoreTest, GreedyOutputDoesNotDependOnTheCompany) {
     for (int i = 0; i < kRequests; ++i) {
       EXPECT_EQ(Finish(clients[i]).ids(), alone[i]) << policy << " " << i;
     }
-    ExpectEmpty();
+    ExpectIdle();
   }
 }
 
@@ -206,7 +208,7 @@ TEST_F(EngineCoreTest, CancelledInTheMiddleOfAPrefill) {
   EXPECT_EQ(received.completion->time_to_first_token, absl::InfiniteDuration());
   EXPECT_GT(received.completion->kv.true_bytes, 0u);
   EXPECT_EQ(Finish(other).completion->reason, FinishReason::kLength);
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 TEST_F(EngineCoreTest, CancelledBeforeItsFirstStepAndWhileDecoding) {
@@ -225,7 +227,7 @@ TEST_F(EngineCoreTest, CancelledBeforeItsFirstStepAndWhileDecoding) {
   EXPECT_EQ(late.Poll().tokens.size(), 5u);
   EXPECT_EQ(late.Poll().completion->completion_tokens, 5);
   EXPECT_EQ(completions_, 2);
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 TEST_F(EngineCoreTest, DeadlinesInTheQueueInPrefillAndInDecode) {
@@ -264,7 +266,7 @@ TEST_F(EngineCoreTest, DeadlinesInTheQueueInPrefillAndInDecode) {
   EXPECT_EQ(decoding.Poll().completion->completion_tokens,
             static_cast<int>(decoding.Poll().tokens.size()));
   EXPECT_EQ(Finish(patient).completion->reason, FinishReason::kLength);
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 TEST_F(EngineCoreTest, StopStringsAcrossTokensNeverLeakAndEndTheText) {
@@ -414,7 +416,7 @@ TEST_F(EngineCoreTest, ScoresEqualTheReference) {
     EXPECT_EQ(received.completion->prompt_tokens, 300);
     EXPECT_EQ(received.completion->completion_tokens, 0);
     Finish(company);
-    ExpectEmpty();
+    ExpectIdle();
   }
 }
 
@@ -485,7 +487,7 @@ TEST_F(EngineCoreTest, WithoutPagesARequestFailsAndTheEngineLivesOn) {
   EXPECT_EQ(failed.completion->status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(failed.completion->status.message()), HasSubstr(std::to_string(number)));
   EXPECT_EQ(Finish(small).ids(), runtime_->ReferenceGreedy(runtime_->Prompt(40), 30));
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 TEST_F(EngineCoreTest, AStoppedQueueEndsEverything) {
@@ -500,7 +502,7 @@ TEST_F(EngineCoreTest, AStoppedQueueEndsEverything) {
   Step();
   EXPECT_EQ(running.Poll().completion->reason, FinishReason::kCancelled);
   EXPECT_EQ(waiting.Poll().completion->reason, FinishReason::kCancelled);
-  ExpectEmpty();
+  ExpectIdle();
 }
 
 }  // namespace

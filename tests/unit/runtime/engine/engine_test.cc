@@ -48,8 +48,7 @@ class EngineTest : public ::testing::Test {
   }
 
   static TinyRuntime* runtime_;
-  // No prefix outlives its request, so that an idle pool is an empty one.
-  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20, .max_cached_prefixes = 0};
+  EngineOptions options_ = {.kv_cache_bytes = size_t{4} << 20};
 };
 TinyRuntime* EngineTest::runtime_ = nullptr;
 
@@ -93,7 +92,7 @@ TEST_F(EngineTest, PagesAreBackBeforeTheCompletionIsDelivered) {
 
 TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom) {
   constexpr int kThreads = 4, kRequestsEach = 250;
-  options_.kv_cache_bytes = size_t{1} << 20;
+  options_.kv_cache_bytes = size_t{512} << 10;
   options_.max_running_requests = 2;
   options_.max_waiting_requests = 1;
   std::atomic<int> completions{0}, submitted{0};
@@ -105,7 +104,9 @@ TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom)
       const EngineSnapshot snapshot = engine->snapshot();
       ASSERT_LE(snapshot.pool.used_bytes, snapshot.reserved_bytes);
       ASSERT_LE(snapshot.reserved_bytes, snapshot.pool.capacity_bytes);
-      ASSERT_EQ(snapshot.pool.used_bytes + snapshot.pool.free_bytes, snapshot.pool.capacity_bytes);
+      ASSERT_EQ(
+          snapshot.pool.used_bytes + snapshot.pool.reclaimable_bytes + snapshot.pool.free_bytes,
+          snapshot.pool.capacity_bytes);
       ASSERT_LE(snapshot.running, options_.max_running_requests);
       ASSERT_LE(snapshot.waiting, options_.max_waiting_requests);
       ASSERT_GE(snapshot.headroom_tokens_floor, 0);
@@ -145,6 +146,17 @@ TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom)
   EXPECT_EQ(snapshot.pool.used_bytes, 0u);
   EXPECT_EQ(snapshot.reserved_bytes, 0u);
   EXPECT_EQ(snapshot.waiting_prompt_tokens, 0);
+
+  // What remains is what the cache holds, and all of it can be had, by a request that fills the
+  // pool.
+  EXPECT_GT(snapshot.cached_prefixes, 1);
+  EXPECT_GT(snapshot.pool.reclaimable_bytes, 0u);
+  Client client;
+  const auto all = static_cast<int>(snapshot.headroom_tokens_floor);
+  ASSERT_TRUE(Submit(*engine, runtime_->GreedyRequest(runtime_->Prompt(all - 1), 1), client).ok());
+  EXPECT_TRUE(client.Wait().completion->status.ok()) << client.Poll().completion->status;
+  EXPECT_EQ(engine->snapshot().pool.used_bytes, 0u);
+  EXPECT_EQ(engine->snapshot().cached_prefixes, 1);  // itself
 }
 
 TEST_F(EngineTest, TheQueueIsBoundedByRequestsAndByPromptTokens) {
