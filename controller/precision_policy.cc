@@ -68,11 +68,17 @@ absl::Status Lacks(const PrecisionPolicySpec& spec, const PolicyFile* file, cons
 
 }  // namespace
 
-RecentRing RingOf(const PrecisionPolicySpec& spec) {
+RecentRing RingOf(const PrecisionPolicySpec& spec, const RecentRing& quantizing) {
   if (spec.kind == PrecisionPolicySpec::Kind::kFp16) {
     return {.rung = Rung::kFp16, .tokens = 0, .sink_rung = Rung::kFp16};
   }
-  return {.rung = Rung::kK8V8, .tokens = 32, .sink_rung = Rung::kFp16};
+  return quantizing;
+}
+
+absl::Status CheckRingTokens(int64_t tokens) {
+  if (tokens >= 0 && tokens <= kMaxRingTokens && tokens % kTileTokens == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(tokens, " is no multiple of ", kTileTokens, " in [0, ", kMaxRingTokens, "]"));
 }
 
 absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> MakePrecisionPolicy(

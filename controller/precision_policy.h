@@ -7,8 +7,10 @@
 #ifndef WHIT_CONTROLLER_PRECISION_POLICY_H_
 #define WHIT_CONTROLLER_PRECISION_POLICY_H_
 
+#include <cstdint>
 #include <memory>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "controller/policy_file.h"
@@ -19,8 +21,17 @@
 
 namespace whit {
 
-// How sequences of a policy keep their newest tokens.
-RecentRing RingOf(const PrecisionPolicySpec& spec);
+// How sequences of quantizing policies keep their newest and first tokens, unless the operator
+// wants it otherwise.
+inline constexpr RecentRing kDefaultRing = {
+    .rung = Rung::kK8V8, .tokens = 32, .sink_rung = Rung::kFp16};
+
+// How sequences of a policy keep them: as `quantizing` says, but at fp16 all tokens are alike.
+RecentRing RingOf(const PrecisionPolicySpec& spec, const RecentRing& quantizing = kDefaultRing);
+
+// Tokens leave the ring by whole pages. INVALID_ARGUMENT names the bounds.
+inline constexpr int kMaxRingTokens = 1 << 16;
+absl::Status CheckRingTokens(int64_t tokens);
 
 // Decides the rungs of tokens that leave the recent ring.
 //

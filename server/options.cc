@@ -167,6 +167,25 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
                 "bits per key and value element, all memory counted, that the running requests of "
                 "policy adaptive are held to in the mean; by default each gets codes and scales of "
                 "3.5 bits");
+  const auto parse_ring_tokens = [](const std::string& text) -> absl::StatusOr<int> {
+    int64_t tokens = 0;
+    if (!absl::SimpleAtoi(text, &tokens)) tokens = -1;
+    if (!CheckRingTokens(tokens).ok()) {
+      return absl::InvalidArgumentError(absl::StrFormat("'%s' is no multiple of %d in [0, %d]",
+                                                        text, kTileTokens, kMaxRingTokens));
+    }
+    return static_cast<int>(tokens);
+  };
+  RecentRing& ring = options.engine.kv_ring;
+  AddParsedFlag(app, "--kv-ring-tokens", ring.tokens, parse_ring_tokens,
+                std::to_string(ring.tokens), kGroup, "TOKENS",
+                "newest tokens of a request that a quantizing policy has not decided on yet");
+  AddParsedFlag(app, "--kv-ring-rung", ring.rung, ParseRung, RungName(ring.rung), kGroup, "RUNG",
+                "their precision: K2V2, K4V2, K4V4, K8V4, K8V8 or FP16");
+  AddParsedFlag(app, "--kv-sink-rung", ring.sink_rung, ParseRung, RungName(ring.sink_rung), kGroup,
+                "RUNG",
+                "precision of a request's first 16 tokens under a quantizing policy: attention "
+                "always returns to the first of all");
   AddFlag(
       app, "--kv-policy-file", options.kv_policy_file, kGroup, "FILE",
       "what whit-calibrate wrote for this model; the default is the file beside the model whose "

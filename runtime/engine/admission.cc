@@ -1,6 +1,7 @@
 #include "runtime/engine/admission.h"
 
 #include <algorithm>
+#include <limits>
 #include <string_view>
 #include <vector>
 
@@ -28,15 +29,19 @@ absl::Status Draining() {
 
 // What one (layer, KV head) takes at most. Tokens leave the ring when a block of the prompt is
 // complete, so up to a block more than the ring is meant to hold waits in it.
-size_t ListBytes(const PrecisionPolicySpec& policy, int head_dim, int64_t tokens) {
+size_t ListBytes(const PrecisionPolicySpec& policy, const RecentRing& ring, int head_dim,
+                 int64_t tokens) {
   const int64_t pages = (tokens + kTileTokens - 1) / kTileTokens;
-  const RecentRing ring = RingOf(policy);
+  if (policy.kind == PrecisionPolicySpec::Kind::kFp16) {
+    return pages * PageBytes(Rung::kFp16, head_dim);
+  }
   const std::vector<Rung> rungs = PossibleRungs(policy);
   const size_t dearest = PageBytes(rungs.back(), head_dim);
   const size_t ring_page = PageBytes(ring.rung, head_dim);
-  if (ring.rung == Rung::kFp16 && dearest == ring_page) return pages * ring_page;
+  const int ring_tokens =
+      ring.tokens_at(static_cast<int>(std::min<int64_t>(tokens, std::numeric_limits<int>::max())));
   const int64_t in_ring =
-      std::min<int64_t>(pages - 1, (ring.tokens + Model::kPrefillBlock) / kTileTokens + 2);
+      std::min<int64_t>(pages - 1, (ring_tokens + Model::kPrefillBlock) / kTileTokens + 2);
   // Each rung has a part-filled page; a page that leaves is held until its tokens are written.
   const int64_t settled = pages - 1 - in_ring + static_cast<int64_t>(rungs.size());
   return PageBytes(ring.sink_rung, head_dim) + in_ring * std::max(ring_page, dearest) +
@@ -45,10 +50,10 @@ size_t ListBytes(const PrecisionPolicySpec& policy, int head_dim, int64_t tokens
 
 }  // namespace
 
-size_t ReservationBytes(const PrecisionPolicySpec& policy, const ModelConfig& model,
-                        int64_t tokens) {
+size_t ReservationBytes(const PrecisionPolicySpec& policy, const RecentRing& ring,
+                        const ModelConfig& model, int64_t tokens) {
   return size_t{1} * model.num_layers * model.num_kv_heads *
-         ListBytes(policy, model.head_dim, tokens);
+         ListBytes(policy, ring, model.head_dim, tokens);
 }
 
 size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
@@ -57,7 +62,8 @@ size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
   return slabs * (PagePool::kSlabBytes / page_bytes) * page_bytes;
 }
 
-int64_t TokensThatFit(const PrecisionPolicySpec& policy, const ModelConfig& model, size_t bytes) {
+int64_t TokensThatFit(const PrecisionPolicySpec& policy, const RecentRing& ring,
+                      const ModelConfig& model, size_t bytes) {
   // By whole pages: the most that a list can have is all of its bytes at the lowest rung.
   const size_t lists = size_t{1} * model.num_layers * model.num_kv_heads;
   int64_t fits = 0;
@@ -65,7 +71,7 @@ int64_t TokensThatFit(const PrecisionPolicySpec& policy, const ModelConfig& mode
       static_cast<int64_t>(bytes / lists / PageBytes(Rung::kK2V2, model.head_dim)) + 1;
   while (fits + 1 < too_many) {
     const int64_t pages = fits + (too_many - fits) / 2;
-    const bool fit = ReservationBytes(policy, model, pages * kTileTokens) <= bytes;
+    const bool fit = ReservationBytes(policy, ring, model, pages * kTileTokens) <= bytes;
     (fit ? fits : too_many) = pages;
   }
   return fits * kTileTokens;

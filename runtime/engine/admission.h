@@ -16,17 +16,18 @@
 
 namespace whit {
 
-// Bytes of pages that `tokens` tokens of one sequence take at most under `policy`. For now that is
-// what they take at FP16, whatever the policy.
-size_t ReservationBytes(const PrecisionPolicySpec& policy, const ModelConfig& model,
-                        int64_t tokens);
+// Bytes of pages that `tokens` tokens of one sequence take at most under `policy`. `ring` is how
+// quantizing policies keep the newest and first tokens.
+size_t ReservationBytes(const PrecisionPolicySpec& policy, const RecentRing& ring,
+                        const ModelConfig& model, int64_t tokens);
 
 // How many bytes of a pool of this capacity its pages can take: less than all where a page does not
 // divide a slab.
 size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes);
 
 // The longest sequence that `bytes` can hold under `policy`, in tokens.
-int64_t TokensThatFit(const PrecisionPolicySpec& policy, const ModelConfig& model, size_t bytes);
+int64_t TokensThatFit(const PrecisionPolicySpec& policy, const RecentRing& ring,
+                      const ModelConfig& model, size_t bytes);
 
 struct AdmissionLimits {
   size_t reservable_bytes = 0;

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/engine/admission.h"
 #include "runtime/engine/engine_core.h"
@@ -34,6 +35,9 @@ absl::Status ValidateOptions(const EngineOptions& options) {
         CheckRange("max_waiting_prompt_tokens", options.max_waiting_prompt_tokens, 0, kUnbounded),
         CheckRange("max_cached_prefixes", options.max_cached_prefixes, 0, 1 << 20)}) {
     if (!status.ok()) return status;
+  }
+  if (absl::Status status = CheckRingTokens(options.kv_ring.tokens); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("kv_ring.tokens: ", status.message()));
   }
   const double target = options.kv_target_bits;
   if (target != 0 && !(target >= kMinTargetBits && target <= kMaxTargetBits)) {
@@ -90,7 +94,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
       .max_running_requests = options.max_running_requests,
       .max_waiting_requests = options.max_waiting_requests,
       .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens};
-  const size_t least = ReservationBytes(options.kv_policy, model.config(), 1);
+  const size_t least = ReservationBytes(options.kv_policy, options.kv_ring, model.config(), 1);
   if (limits.reservable_bytes < least) {
     return absl::InvalidArgumentError(
         absl::StrFormat("the KV cache has %d bytes; one token of this model needs pages of %d",
@@ -119,9 +123,9 @@ absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
   if (!request.sampling.seed.has_value()) request.sampling.seed = RandomSeed();
   int64_t tokens = static_cast<int64_t>(request.prompt.size());
   if (request.score_tokens == 0) tokens += request.max_new_tokens;
-  QueuedRequest queued = {
-      .reservation_bytes = ReservationBytes(request.kv_policy, impl_->model, tokens),
-      .submitted = absl::Now()};
+  QueuedRequest queued = {.reservation_bytes = ReservationBytes(
+                              request.kv_policy, impl_->options.kv_ring, impl_->model, tokens),
+                          .submitted = absl::Now()};
   queued.request = std::move(request);
   queued.policy = *std::move(policy);
   queued.sink = std::move(sink);

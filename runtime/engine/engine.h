@@ -47,6 +47,8 @@ struct EngineOptions {
   int max_cached_prefixes = 256;
   // What headroom is counted for; each request brings its own.
   PrecisionPolicySpec kv_policy{};
+  // How requests of quantizing policies keep their newest and first tokens.
+  RecentRing kv_ring = kDefaultRing;
   // True bits per element that all running requests with the policy `adaptive` are to hold in the
   // mean, but for those with a target of their own; 0: each holds kDefaultPackedBits.
   double kv_target_bits = 0;

@@ -109,7 +109,7 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
 }
 
 PageTable EngineCore::TableFor(const Request& request) {
-  PageTable table = model_.NewPageTable(*pool_, RingOf(request.kv_policy));
+  PageTable table = model_.NewPageTable(*pool_, RingOf(request.kv_policy, options_.kv_ring));
   // A scored prompt needs rows of logits, and every prompt its last token's.
   if (options_.max_cached_prefixes == 0 || request.score_tokens > 0) return table;
   const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
@@ -326,7 +326,8 @@ EngineSnapshot EngineCore::snapshot() const {
   snapshot.draining = state.draining;
   const size_t unreserved =
       ReservableBytes(model_.config(), snapshot.pool.capacity_bytes) - state.reserved_bytes;
-  snapshot.headroom_tokens_floor = TokensThatFit(options_.kv_policy, model_.config(), unreserved);
+  snapshot.headroom_tokens_floor =
+      TokensThatFit(options_.kv_policy, options_.kv_ring, model_.config(), unreserved);
   snapshot.headroom_tokens_current = snapshot.headroom_tokens_floor;
   snapshot.generated_tokens_per_second = rate_.PerSecond(absl::Now());
   return snapshot;

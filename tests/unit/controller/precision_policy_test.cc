@@ -72,5 +72,20 @@ TEST(MakePrecisionPolicyTest, AdaptiveAndRuleDoWithoutAFile) {
   EXPECT_FALSE(Make("static:K4V4")->needs().attention);
 }
 
+TEST(RingOfTest, AtFp16AllTokensAreAlike) {
+  const RecentRing ring = {.rung = Rung::kK4V4, .tokens = 64, .sink_rung = Rung::kK8V8};
+  EXPECT_EQ(RingOf(*ParsePrecisionPolicy("static:K2V2"), ring), ring);
+  EXPECT_EQ(RingOf(*ParsePrecisionPolicy("static:K2V2")), kDefaultRing);
+  EXPECT_EQ(RingOf(*ParsePrecisionPolicy("fp16"), ring), RecentRing());
+}
+
+TEST(CheckRingTokensTest, TakesWholePagesAndNamesTheBounds) {
+  for (int tokens : {0, 16, 32, kMaxRingTokens}) EXPECT_TRUE(CheckRingTokens(tokens).ok());
+  for (int tokens : {-16, 1, 20, kMaxRingTokens + 16}) {
+    EXPECT_EQ(CheckRingTokens(tokens).message(),
+              std::to_string(tokens) + " is no multiple of 16 in [0, 65536]");
+  }
+}
+
 }  // namespace
 }  // namespace whit

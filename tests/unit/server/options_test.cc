@@ -37,19 +37,35 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
   EXPECT_EQ(parsed.options->metrics_listen, "127.0.0.1:9464");
   EXPECT_FALSE(parsed.options->kv_cache_bytes.has_value());
   EXPECT_GE(parsed.options->threads, 1);
+  EXPECT_EQ(parsed.options->engine.kv_ring, kDefaultRing);
 
   EXPECT_EQ(Parse({}).exit_status, kExitUsage);
   EXPECT_THAT(Parse({}).text, HasSubstr("--model"));
 }
 
 TEST(OptionsTest, TakesEveryFlag) {
-  const ParsedCommandLine parsed = Parse(
-      {"--model=m.gguf", "--listen=127.0.0.1:1,unix:/tmp/s", "--listen=[::1]:2",
-       "--metrics-listen=off", "--max-message-bytes=1M", "--threads=3", "--kv-cache-bytes=24M",
-       "--kv-policy=static:K4V4", "--kv-policy-file=p", "--max-cached-prefixes=2",
-       "--kv-target-bits=3.5", "--max-running=5", "--max-queue-requests=6",
-       "--max-queue-prompt-tokens=7", "--max-step-tokens=80", "--prefill-chunk-tokens=9",
-       "--drain-timeout=1m", "--log-level=warn", "--log-format=json"});
+  const ParsedCommandLine parsed = Parse({"--model=m.gguf",
+                                          "--listen=127.0.0.1:1,unix:/tmp/s",
+                                          "--listen=[::1]:2",
+                                          "--metrics-listen=off",
+                                          "--max-message-bytes=1M",
+                                          "--threads=3",
+                                          "--kv-cache-bytes=24M",
+                                          "--kv-policy=static:K4V4",
+                                          "--kv-policy-file=p",
+                                          "--kv-ring-tokens=64",
+                                          "--kv-target-bits=3.5",
+                                          "--kv-ring-rung=K4V4",
+                                          "--kv-sink-rung=K8V8",
+                                          "--max-cached-prefixes=2",
+                                          "--max-running=5",
+                                          "--max-queue-requests=6",
+                                          "--max-queue-prompt-tokens=7",
+                                          "--max-step-tokens=80",
+                                          "--prefill-chunk-tokens=9",
+                                          "--drain-timeout=1m",
+                                          "--log-level=warn",
+                                          "--log-format=json"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
@@ -60,6 +76,8 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.engine.kv_policy.ToString(), "static:K4V4");
   EXPECT_EQ(options.kv_policy_file, "p");
   EXPECT_EQ(options.engine.kv_target_bits, 3.5);
+  EXPECT_EQ(options.engine.kv_ring,
+            (RecentRing{.rung = Rung::kK4V4, .tokens = 64, .sink_rung = Rung::kK8V8}));
   EXPECT_EQ(options.engine.max_cached_prefixes, 2);
   EXPECT_EQ(options.engine.max_running_requests, 5);
   EXPECT_EQ(options.engine.max_waiting_requests, 6);
@@ -75,11 +93,13 @@ TEST(OptionsTest, EnvironmentVariablesStandInForAbsentFlags) {
   const ScopedEnvironment model("WHIT_MODEL", "e.gguf");
   const ScopedEnvironment bytes("WHIT_KV_CACHE_BYTES", "2G");
   const ScopedEnvironment listen("WHIT_LISTEN", "a:1,b:2");
+  const ScopedEnvironment ring("WHIT_KV_RING_TOKENS", "128");
   ParsedCommandLine parsed = Parse({});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   EXPECT_EQ(parsed.options->model_path, "e.gguf");
   EXPECT_EQ(parsed.options->kv_cache_bytes, uint64_t{2} << 30);
   EXPECT_THAT(parsed.options->listen, ElementsAre("a:1", "b:2"));
+  EXPECT_EQ(parsed.options->engine.kv_ring.tokens, 128);
 
   parsed = Parse({"--model=f.gguf", "--kv-cache-bytes=1G"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
@@ -105,6 +125,11 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
                                          {"--kv-policy", "best", "fp16"},
                                          {"--kv-target-bits", "2", "[2.25, 16]"},
                                          {"--kv-target-bits", "nan", "[2.25, 16]"},
+                                         {"--kv-ring-tokens", "20", "of 16 in [0, 65536]"},
+                                         {"--kv-ring-tokens", "-16", "of 16 in [0, 65536]"},
+                                         {"--kv-ring-tokens", "all", "of 16 in [0, 65536]"},
+                                         {"--kv-ring-rung", "K3V3", "K2V2, K4V2"},
+                                         {"--kv-sink-rung", "fp16", "K8V8, FP16"},
                                          {"--listen", "50051", "HOST:PORT"},
                                          {"--listen", "127.0.0.1:70000", "65535"},
                                          {"--metrics-listen", "unix:/tmp/s", "HOST:PORT"},

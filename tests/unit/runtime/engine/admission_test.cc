@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <deque>
+#include <iterator>
 #include <random>
 #include <vector>
 
@@ -32,17 +34,19 @@ constexpr AdmissionLimits kLimits = {.reservable_bytes = 1000,
 
 TEST(ReservationBytesTest, CountsWholePagesInEveryLayerAndHead) {
   const size_t tile = 6 * PageBytes(Rung::kFp16, 64);
-  EXPECT_EQ(ReservationBytes(kFp16, Model(), 1), tile);
-  EXPECT_EQ(ReservationBytes(kFp16, Model(), 16), tile);
-  EXPECT_EQ(ReservationBytes(kFp16, Model(), 17), 2 * tile);
-  EXPECT_EQ(ReservationBytes(kFp16, Model(), int64_t{1} << 31), (size_t{1} << 27) * tile);
-  EXPECT_EQ(TokensThatFit(kFp16, Model(), 2 * tile + 1), 32);
-  EXPECT_EQ(TokensThatFit(kFp16, Model(), tile - 1), 0);
+  EXPECT_EQ(ReservationBytes(kFp16, kDefaultRing, Model(), 1), tile);
+  EXPECT_EQ(ReservationBytes(kFp16, kDefaultRing, Model(), 16), tile);
+  EXPECT_EQ(ReservationBytes(kFp16, kDefaultRing, Model(), 17), 2 * tile);
+  EXPECT_EQ(ReservationBytes(kFp16, kDefaultRing, Model(), int64_t{1} << 31),
+            (size_t{1} << 27) * tile);
+  EXPECT_EQ(TokensThatFit(kFp16, kDefaultRing, Model(), 2 * tile + 1), 32);
+  EXPECT_EQ(TokensThatFit(kFp16, kDefaultRing, Model(), tile - 1), 0);
 }
 
 TEST(ReservationBytesTest, ALongSequenceIsReservedAtItsPolicysRung) {
   const auto reserved = [](const char* policy, int64_t tokens) {
-    return static_cast<double>(ReservationBytes(*ParsePrecisionPolicy(policy), Model(), tokens));
+    return static_cast<double>(
+        ReservationBytes(*ParsePrecisionPolicy(policy), kDefaultRing, Model(), tokens));
   };
   const double fp16 = reserved("fp16", 8192);
   EXPECT_NEAR(reserved("static:K4V4", 8192) / fp16, 68.0 / 256, 0.02);
@@ -54,50 +58,76 @@ TEST(ReservationBytesTest, ALongSequenceIsReservedAtItsPolicysRung) {
   for (const char* policy : {"fp16", "static:K4V4", "random:K2V2=9,K8V8=1", "adaptive"}) {
     const auto spec = *ParsePrecisionPolicy(policy);
     for (int64_t tokens : {16, 160, 16000}) {
-      const size_t bytes = ReservationBytes(spec, Model(), tokens);
-      EXPECT_EQ(TokensThatFit(spec, Model(), bytes), tokens) << policy;
-      EXPECT_EQ(TokensThatFit(spec, Model(), bytes - 1), tokens - 16) << policy;
+      const size_t bytes = ReservationBytes(spec, kDefaultRing, Model(), tokens);
+      EXPECT_EQ(TokensThatFit(spec, kDefaultRing, Model(), bytes), tokens) << policy;
+      EXPECT_EQ(TokensThatFit(spec, kDefaultRing, Model(), bytes - 1), tokens - 16) << policy;
     }
   }
 }
 
+constexpr RecentRing kRings[] = {
+    kDefaultRing,
+    {.rung = Rung::kFp16, .tokens = 0, .sink_rung = Rung::kFp16},
+    {.rung = Rung::kFp16, .tokens = 64, .sink_rung = Rung::kK2V2},
+    {.rung = Rung::kK2V2, .tokens = 16, .sink_rung = Rung::kK8V8},
+    {.rung = Rung::kK8V8, .tokens = 16, .growth = 4, .max_tokens = 200},
+};
+
 // A sequence whose prompt comes in the longest chunks never holds more than was reserved for it.
-TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
+void ExpectWithinReservation(const PrecisionPolicySpec& spec, const RecentRing& ring, int tokens) {
   const ModelConfig model = Model(64);
-  for (const char* name : {"static:K4V4", "static:K8V8", "random:K2V2=1,K4V2=1,K8V4=2"}) {
-    const PrecisionPolicySpec spec = *ParsePrecisionPolicy(name);
-    const auto policy = MakePrecisionPolicy(spec, nullptr).value();
-    const auto pool =
-        *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = 64});
-    for (int tokens : {1, 16, 17, 128, 160, 177, 1000}) {
-      PageTable table(pool.get(), {model.num_layers, model.num_kv_heads}, RingOf(spec), nullptr);
-      const std::vector<float> rows(size_t{1} * tokens * 64, 1.0f);
-      for (int first = 0; first < tokens;) {
-        const int count = std::min<int>(tokens - first, first < 500 ? Model::kPrefillBlock : 1);
-        for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
-          const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
-          table.Append(layer, head, count,
-                       {.keys = rows.data(), .values = rows.data(), .stride = 64});
-        }
-        EXPECT_LE(table.usage().page_bytes, ReservationBytes(spec, model, tokens)) << name;
-        for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
-          const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
-          PageTable::LeavingPage page;
-          while (table.NextLeaving(layer, head, &page)) {
-            std::vector<Rung> rungs(page.tokens);
-            policy->Decide({.layer = layer,
-                            .kv_head = head,
-                            .first_position = page.first_position,
-                            .count = page.tokens},
-                           absl::MakeSpan(rungs));
-            table.Settle(layer, head, rungs);
-          }
-        }
-        EXPECT_LE(table.usage().page_bytes, ReservationBytes(spec, model, tokens)) << name;
-        first += count;
+  const auto policy = MakePrecisionPolicy(spec, nullptr).value();
+  const auto pool =
+      *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = 64});
+  PageTable table(pool.get(), {model.num_layers, model.num_kv_heads}, RingOf(spec, ring), nullptr);
+  const std::vector<float> rows(size_t{1} * tokens * 64, 1.0f);
+  const size_t reserved = ReservationBytes(spec, ring, model, tokens);
+  for (int first = 0; first < tokens;) {
+    const int count = std::min<int>(tokens - first, first < 500 ? Model::kPrefillBlock : 1);
+    for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
+      const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
+      table.Append(layer, head, count, {.keys = rows.data(), .values = rows.data(), .stride = 64});
+    }
+    EXPECT_LE(table.usage().page_bytes, reserved);
+    for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
+      const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
+      PageTable::LeavingPage page;
+      while (table.NextLeaving(layer, head, &page)) {
+        std::vector<Rung> rungs(page.tokens);
+        policy->Decide({.layer = layer,
+                        .kv_head = head,
+                        .first_position = page.first_position,
+                        .count = page.tokens},
+                       absl::MakeSpan(rungs));
+        table.Settle(layer, head, rungs);
+      }
+    }
+    EXPECT_LE(table.usage().page_bytes, reserved);
+    first += count;
+  }
+}
+
+TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
+  for (const char* policy : {"fp16", "static:K4V4", "static:K8V8", "random:K2V2=1,K4V2=1,K8V4=2",
+                             "random:K2V2=1,FP16=1"}) {
+    for (size_t ring = 0; ring < std::size(kRings); ++ring) {
+      for (int tokens : {1, 16, 17, 33, 128, 160, 177, 1000}) {
+        SCOPED_TRACE(testing::Message() << policy << ", ring " << ring << ", " << tokens);
+        ExpectWithinReservation(*ParsePrecisionPolicy(policy), kRings[ring], tokens);
       }
     }
   }
+}
+
+TEST(ReservationBytesTest, ALargerRingIsReservedFor) {
+  const PrecisionPolicySpec spec = *ParsePrecisionPolicy("static:K4V4");
+  RecentRing larger = kDefaultRing;
+  larger.tokens += 160;
+  const size_t ten_pages = 10 * (PageBytes(Rung::kK8V8, 64) - PageBytes(Rung::kK4V4, 64));
+  EXPECT_EQ(ReservationBytes(spec, larger, Model(), 1000),
+            ReservationBytes(spec, kDefaultRing, Model(), 1000) + 6 * ten_pages);
+  EXPECT_EQ(ReservationBytes(kFp16, larger, Model(), 1000),
+            ReservationBytes(kFp16, kDefaultRing, Model(), 1000));
 }
 
 // The promise that reservations stand for: tables that stay within them never find the pool empty.
@@ -112,7 +142,7 @@ TEST(ReservationBytesTest, WhatIsReservableCanBeAllocated) {
     const std::vector<float> row(head_dim, 0.0f);
     size_t reserved = 0;
     for (int tokens = 1;; tokens = tokens % 40 + 1) {
-      reserved += ReservationBytes(kFp16, model, tokens);
+      reserved += ReservationBytes(kFp16, kDefaultRing, model, tokens);
       if (reserved > reservable) break;
       PageTable& table = tables.emplace_back(
           pool.get(), PageTable::Shape{model.num_layers, model.num_kv_heads}, RingOf(kFp16),

@@ -60,7 +60,8 @@ class EngineCoreTest : public ::testing::Test {
     if (!request.sampling.seed.has_value()) request.sampling.seed = 1;
     QueuedRequest queued;
     const int64_t tokens = static_cast<int64_t>(request.prompt.size()) + request.max_new_tokens;
-    queued.reservation_bytes = ReservationBytes(request.kv_policy, model(), tokens);
+    queued.reservation_bytes =
+        ReservationBytes(request.kv_policy, options_.kv_ring, model(), tokens);
     queued.policy = MakePrecisionPolicy(request.kv_policy, options_.policy_file).value();
     queued.submitted = kNow;
     queued.request = std::move(request);
@@ -445,6 +446,20 @@ TEST_F(EngineCoreTest, ARequestsPolicyDecidesItsRungs) {
   for (double at_rung : kv.tokens_by_rung) tokens += at_rung;
   EXPECT_EQ(tokens, 419);
   EXPECT_LT(kv.true_bytes, kv.fp16_equivalent_bytes * 2 / 3);
+}
+
+TEST_F(EngineCoreTest, TheOperatorsRingHoldsTheNewestTokens) {
+  options_.kv_ring = {.rung = Rung::kK8V4, .tokens = 64, .sink_rung = Rung::kK8V8};
+  MakeCore(Limits());
+  Client client;
+  Request request = runtime_->GreedyRequest(runtime_->Prompt(400), 17);
+  request.kv_policy = *ParsePrecisionPolicy("static:K4V4");
+  Submit(request, client);
+  const KvUsage kv = Finish(client).completion->kv;
+  // 416 tokens: a page of the sink, the ring, and what has left it.
+  EXPECT_EQ(kv.tokens_by_rung[static_cast<size_t>(Rung::kK8V8)], kTileTokens);
+  EXPECT_EQ(kv.tokens_by_rung[static_cast<size_t>(Rung::kK8V4)], 64);
+  EXPECT_EQ(kv.tokens_by_rung[static_cast<size_t>(Rung::kK4V4)], 416 - 64 - kTileTokens);
 }
 
 TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {

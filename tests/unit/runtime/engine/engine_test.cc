@@ -297,6 +297,7 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
   EXPECT_THAT(error({.max_waiting_requests = -1}), HasSubstr("max_waiting_requests is -1"));
   EXPECT_THAT(error({.prefill_chunk_tokens = 0}), HasSubstr("prefill_chunk_tokens is 0"));
   EXPECT_THAT(error({.kv_cache_bytes = 1000}), HasSubstr("1000"));
+  EXPECT_THAT(error({.kv_ring = {.tokens = 40}}), HasSubstr("kv_ring.tokens: 40 is no multiple"));
   EXPECT_THAT(error({.kv_target_bits = 2}), HasSubstr("kv_target_bits is 2"));
   EXPECT_THAT(error({.kv_policy = *ParsePrecisionPolicy("learned")}), HasSubstr("whit-calibrate"));
 }
