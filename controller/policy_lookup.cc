@@ -51,6 +51,7 @@ std::string ShippedPolicyDirectory() {
 
 absl::StatusOr<std::optional<FoundPolicy>> FindPolicy(const PolicyLookup& lookup,
                                                       const ModelIdentity& model) {
+  if (lookup.path == kNoPolicyFile) return std::nullopt;
   std::string path = PathOfPolicy(lookup, model.fingerprint);
   if (path.empty()) return std::nullopt;
   absl::StatusOr<PolicyFile> file = LoadPolicyFile(path, model);

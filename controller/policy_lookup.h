@@ -18,6 +18,9 @@ std::string PolicyPathBeside(const std::string& model_path);
 // executable, in an installation as in a build tree.
 std::string ShippedPolicyDirectory();
 
+// As a path: none is wanted, even if there is one. A file of this name is "./off".
+inline constexpr char kNoPolicyFile[] = "off";
+
 struct PolicyLookup {
   std::string path;        // this file and no other; empty: look for one, in this order:
   std::string model_path;  // the file beside the model (PolicyPathBeside);
@@ -29,8 +32,9 @@ struct FoundPolicy {
   PolicyFile file;
 };
 
-// nullopt if nothing was asked for and nothing is there. A file that was asked for or found, but
-// cannot be used, is an error (LoadPolicyFile): to serve without it would only look right.
+// nullopt if none is wanted, or nothing was asked for and nothing is there. A file that was asked
+// for or found, but cannot be used, is an error (LoadPolicyFile): to serve without it would only
+// look right.
 absl::StatusOr<std::optional<FoundPolicy>> FindPolicy(const PolicyLookup& lookup,
                                                       const ModelIdentity& model);
 

@@ -189,7 +189,8 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
   AddFlag(
       app, "--kv-policy-file", options.kv_policy_file, kGroup, "FILE",
       "what whit-calibrate wrote for this model; the default is the file beside the model whose "
-      "name ends in .whitpolicy for .gguf, or else one that comes with Whit");
+      "name ends in .whitpolicy for .gguf, or else one that comes with Whit; off: none, and keys "
+      "are quantized without means");
   AddFlag(app, "--max-cached-prefixes", options.engine.max_cached_prefixes, kGroup, "N",
           "finished requests whose pages are kept while nothing else needs them: a prompt that "
           "begins with 128 tokens or more of one is not computed again from its start; 0: none. "

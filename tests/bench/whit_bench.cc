@@ -50,6 +50,7 @@ struct Options {
   int threads = AvailableCpus();
   MeasurementOptions measurement;
   std::string kv_policy = PrecisionPolicySpec().ToString();
+  std::string kv_policy_file;
   std::vector<std::string> only;
   bool peer = false;
   std::string peer_directory = "build/peer";
@@ -164,8 +165,12 @@ absl::Status Run(const Options& options) {
   ThreadPool threads(options.threads);
   const absl::StatusOr<PrecisionPolicySpec> kv_policy = ParsePrecisionPolicy(options.kv_policy);
   if (!kv_policy.ok()) return kv_policy.status();
-  absl::StatusOr<std::unique_ptr<WhitRunner>> whit = WhitRunner::Create(
-      {.model_path = options.model, .kv_policy = *kv_policy, .max_kv_tokens = max_tokens}, threads);
+  absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
+      WhitRunner::Create({.model_path = options.model,
+                          .kv_policy = *kv_policy,
+                          .kv_policy_file = options.kv_policy_file,
+                          .max_kv_tokens = max_tokens},
+                         threads);
   if (!whit.ok()) return whit.status();
   const ModelConfig& config = (*whit)->config();
   absl::StatusOr<Peer> peer =
@@ -178,6 +183,7 @@ absl::Status Run(const Options& options) {
   report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
                               options.kv_policy, options.threads, options.measurement.repeats,
                               options.peer ? "; peer: " + peer->name : ""));
+  report.Note("policy file: " + ((*whit)->policy_path().empty() ? "none" : (*whit)->policy_path()));
   ReadStream stream(DramBufferBytes(), threads);
   const size_t weight_bytes = (*whit)->weight_bytes_per_step();
   MeasurementOptions measurement = options.measurement;
@@ -237,6 +243,10 @@ int Main(int argc, char** argv) {
   app.add_option("--kv-policy", options.kv_policy,
                  "precision of Whit's keys and values, as whitd's flag of that name")
       ->capture_default_str();
+  app.add_option(
+      "--kv-policy-file", options.kv_policy_file,
+      "what whit-calibrate wrote for this model, found as whitd finds it by default; off: "
+      "none, and attention has no means to take account of");
   app.add_flag("--peer", options.peer, "compare with llama.cpp");
   app.add_option("--peer-dir", options.peer_directory,
                  "folder that holds llama.cpp's libraries; tests/bench/fetch_peer fills it")

@@ -1,10 +1,12 @@
 #include "tests/bench/whit_runner.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "controller/policy_lookup.h"
 #include "runtime/engine/engine.h"
 #include "runtime/model/gguf.h"
 
@@ -24,6 +26,17 @@ absl::StatusOr<std::unique_ptr<WhitRunner>> WhitRunner::Create(const Options& op
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, threads);
   if (!model.ok()) return model.status();
   const ModelConfig& config = (*model)->config();
+  absl::StatusOr<std::optional<FoundPolicy>> found =
+      FindPolicy({.path = options.kv_policy_file,
+                  .model_path = options.model_path,
+                  .directory = ShippedPolicyDirectory()},
+                 IdentityOf(**file, config));
+  if (!found.ok()) return found.status();
+  std::unique_ptr<const FoundPolicy> policy_file;
+  if (found->has_value()) {
+    policy_file = std::make_unique<const FoundPolicy>(**std::move(found));
+    (*model)->SetKeyMeans(policy_file->file.key_means);
+  }
   const size_t pages = size_t{1} * config.num_layers * config.num_kv_heads *
                        (options.max_kv_tokens / kTileTokens + 1);
   const size_t bytes = pages * PageBytes(Rung::kFp16, config.head_dim);
@@ -32,16 +45,19 @@ absl::StatusOr<std::unique_ptr<WhitRunner>> WhitRunner::Create(const Options& op
        .head_dim = config.head_dim});
   if (!pool.ok()) return pool.status();
   absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
-      MakePrecisionPolicy(options.kv_policy, /*file=*/nullptr);
+      MakePrecisionPolicy(options.kv_policy, policy_file ? &policy_file->file : nullptr);
   if (!policy.ok()) return policy.status();
   return std::unique_ptr<WhitRunner>(
-      new WhitRunner(*std::move(model), *std::move(pool), options.kv_policy, *std::move(policy)));
+      new WhitRunner(*std::move(model), std::move(policy_file), *std::move(pool),
+                     options.kv_policy, *std::move(policy)));
 }
 
-WhitRunner::WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool,
-                       const PrecisionPolicySpec& kv_policy,
+WhitRunner::WhitRunner(std::unique_ptr<Model> model,
+                       std::unique_ptr<const FoundPolicy> policy_file,
+                       std::unique_ptr<PagePool> pool, const PrecisionPolicySpec& kv_policy,
                        std::unique_ptr<const PrecisionPolicy> policy)
     : model_(std::move(model)),
+      policy_file_(std::move(policy_file)),
       pool_(std::move(pool)),
       ring_(RingOf(kv_policy)),
       kv_policy_(kv_policy),
@@ -109,7 +125,8 @@ void WhitRunner::Restart(int sequences) {
   sequences_.clear();
   prices_.clear();
   signals_.clear();
-  const PriceCurve curve({}, config().head_dim);
+  const PriceCurve curve =
+      PricesOf(policy_file_ ? &policy_file_->file : nullptr, config().head_dim);
   for (int i = 0; i < sequences; ++i) {
     sequences_.push_back(model_->NewPageTable(*pool_, ring_));
     signals_.push_back(std::make_unique<SequenceSignals>(

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "controller/policy_lookup.h"
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
@@ -24,7 +25,8 @@ class WhitRunner : public Runner {
   struct Options {
     std::string model_path;
     PrecisionPolicySpec kv_policy;
-    int max_kv_tokens = 0;  // what the page pool holds, counted over all sequences
+    std::string kv_policy_file;  // as whitd's flag of that name
+    int max_kv_tokens = 0;       // what the page pool holds, counted over all sequences
   };
   // `threads` outlives the runner.
   static absl::StatusOr<std::unique_ptr<WhitRunner>> Create(const Options& options,
@@ -35,6 +37,8 @@ class WhitRunner : public Runner {
   absl::StatusOr<double> Prefill(int tokens) override;
 
   const ModelConfig& config() const { return model_->config(); }
+  // Null: none.
+  const FoundPolicy* policy_file() const { return policy_file_.get(); }
   // What one pass over the prepared sequences reads.
   size_t weight_bytes_per_step() const { return model_->weights().bytes_per_step(); }
   size_t kv_bytes() const;
@@ -42,8 +46,9 @@ class WhitRunner : public Runner {
   int depth() const { return depth_; }
 
  private:
-  WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<PagePool> pool,
-             const PrecisionPolicySpec& kv_policy, std::unique_ptr<const PrecisionPolicy> policy);
+  WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<const FoundPolicy> policy_file,
+             std::unique_ptr<PagePool> pool, const PrecisionPolicySpec& kv_policy,
+             std::unique_ptr<const PrecisionPolicy> policy);
   // Empty sequences in place of all that were.
   void Restart(int sequences);
   // Runs `count` new tokens through the model, behind the depth_ tokens of a sequence; `logits` of
@@ -51,6 +56,7 @@ class WhitRunner : public Runner {
   absl::Status Append(size_t sequence, int count, ForwardSlice::Logits logits);
 
   const std::unique_ptr<Model> model_;
+  const std::unique_ptr<const FoundPolicy> policy_file_;
   const std::unique_ptr<PagePool> pool_;
   const RecentRing ring_;
   const PrecisionPolicySpec kv_policy_;

@@ -1,44 +1,18 @@
 #include "tests/eval/loaded_model.h"
 
-#include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "controller/policy_lookup.h"
 #include "runtime/model/gguf.h"
 
 namespace whit::eval {
-namespace {
-
-absl::StatusOr<std::vector<float>> ReadKeyMeans(const std::string& path,
-                                                const ModelConfig& config) {
-  const absl::StatusOr<std::string> bytes = ReadFile(path);
-  if (!bytes.ok()) return bytes.status();
-  std::vector<float> means(size_t{1} * config.num_layers * config.kv_size());
-  if (bytes->size() != means.size() * sizeof(float)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", bytes->size(), " bytes; the means of ", config.num_layers,
-                     " layers x ", config.num_kv_heads, " KV heads x ", config.head_dim,
-                     " dimensions are ", means.size() * sizeof(float)));
-  }
-  std::memcpy(means.data(), bytes->data(), bytes->size());
-  const auto bad =
-      std::find_if_not(means.begin(), means.end(), [](float m) { return std::isfinite(m); });
-  if (bad != means.end()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": mean ", bad - means.begin(), " is not a finite number"));
-  }
-  return means;
-}
-
-}  // namespace
-
-absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& key_means,
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& policy_file,
                                       int num_threads) {
   const absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(path);
   if (!file.ok()) return file.status();  // names the file
@@ -50,10 +24,13 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
   if (!tokenizer.ok()) return Annotate(tokenizer.status(), path);
   loaded.tokenizer = *std::move(tokenizer);
-  if (!key_means.empty()) {
-    absl::StatusOr<std::vector<float>> means = ReadKeyMeans(key_means, loaded.model->config());
-    if (!means.ok()) return means.status();
-    loaded.model->SetKeyMeans(*std::move(means));
+  absl::StatusOr<std::optional<FoundPolicy>> policy =
+      FindPolicy({.path = policy_file, .model_path = path, .directory = ShippedPolicyDirectory()},
+                 IdentityOf(**file, loaded.model->config()));
+  if (!policy.ok()) return policy.status();  // names the file
+  if (policy->has_value()) {
+    loaded.policy_path = (*policy)->path;
+    loaded.model->SetKeyMeans(std::move((*policy)->file.key_means));
   }
   return loaded;
 }

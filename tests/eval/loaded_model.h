@@ -17,11 +17,12 @@ struct LoadedModel {
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::string policy_path;  // whose means the keys are quantized with; empty: none
 };
 
-// `key_means`: the file of the keys' means, raw float32 [layer][KV head][head_dim]; empty for none.
+// `policy_file` as whitd's flag of that name: empty for the one that is found, "off" for none.
 // Errors name the file.
-absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& key_means,
+absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string& policy_file,
                                       int num_threads);
 
 // The whole file. NOT_FOUND names it.

@@ -2,13 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "controller/policy_lookup.h"
+#include "runtime/model/gguf.h"
 #include "tests/eval/accuracy.h"
 #include "tests/eval/kld.h"
 #include "tests/eval/loaded_model.h"
@@ -38,6 +39,12 @@ class MeasureTest : public testing::Test {
   }
   static void Write(const std::string& path, const std::string& content) {
     std::ofstream(path, std::ios::binary) << content;
+  }
+
+  static const KeyMeans* KeyMeansOf(const LoadedModel& loaded) {
+    const auto pool = *PagePool::Create(
+        {.capacity_bytes = PagePool::kSlabBytes, .head_dim = loaded.model->config().head_dim});
+    return loaded.model->NewPageTable(*pool, kDefaultRing).key_means();
   }
 
   static std::vector<int32_t> SomeText(int words) {
@@ -234,17 +241,30 @@ TEST(FirstCharactersTest, CountsCodePoints) {
 }
 
 TEST_F(MeasureTest, ModelErrorsNameTheFile) {
-  const auto error = [](const std::string& model, const std::string& means) {
-    return std::string(LoadModel(model, means, 1).status().message());
+  const auto error = [](const std::string& model, const std::string& policy_file) {
+    return std::string(LoadModel(model, policy_file, 1).status().message());
   };
-  const std::string path = ProcessTempDir() + "/whit_eval_means";
+  const std::string path = ProcessTempDir() + "/short.whitpolicy";
   EXPECT_THAT(error("/nowhere.gguf", ""), HasSubstr("/nowhere.gguf"));
   Write(path, "short");
-  EXPECT_THAT(error(*path_, path), HasSubstr("5 bytes; the means of 2 layers"));
-  std::vector<float> means(2 * 2 * 16, 0.5f);
-  means[3] = NAN;
-  Write(path, {reinterpret_cast<const char*>(means.data()), means.size() * sizeof(float)});
-  EXPECT_THAT(error(*path_, path), HasSubstr("mean 3 is not a finite number"));
+  EXPECT_THAT(error(*path_, path), HasSubstr(path));
+  std::remove(path.c_str());
+}
+
+TEST_F(MeasureTest, TheMeansAreThoseOfThePolicyFileUnlessItIsOff) {
+  EXPECT_EQ(loaded_->policy_path, "");
+  EXPECT_EQ(KeyMeansOf(*loaded_), nullptr);
+  PolicyFile file;
+  file.model = IdentityOf(**GgufFile::Open(*path_), loaded_->model->config());
+  file.key_means.assign(file.model.key_elements(), 0.5f);
+  const std::string path = PolicyPathBeside(*path_);
+  ASSERT_TRUE(WritePolicyFile(path, file).ok());
+  const LoadedModel found = LoadModel(*path_, "", 1).value();
+  EXPECT_EQ(found.policy_path, path);
+  EXPECT_NE(KeyMeansOf(found), nullptr);
+  const LoadedModel off = LoadModel(*path_, "off", 1).value();
+  EXPECT_EQ(off.policy_path, "");
+  EXPECT_EQ(KeyMeansOf(off), nullptr);
   std::remove(path.c_str());
 }
 

@@ -42,7 +42,7 @@ constexpr char kArmsHelp[] =
 
 // What all modes take.
 struct CommonOptions {
-  std::string model, means;
+  std::string model, policy_file;
   int threads = AvailableCpus();
   int batch = 0;
   std::string json, csv, plot;
@@ -81,10 +81,9 @@ void AddCommon(CLI::App& mode, CommonOptions& options) {
 
 void AddArms(CLI::App& mode, Options& options) {
   mode.add_option("--arms", options.arms.arms, kArmsHelp)->capture_default_str();
-  mode.add_option("--means", options.common.means,
-                  "Means of the keys, raw float32 [layer][KV head][head_dim]; without them keys "
-                  "are quantized as they are, several times worse")
-      ->check(CLI::ExistingFile);
+  mode.add_option("--kv-policy-file", options.common.policy_file,
+                  "What whit-calibrate wrote for this model, found as whitd finds it by default; "
+                  "off: none, and keys are quantized without means, several times worse");
   mode.add_option("--ring-tokens", options.arms.ring_tokens,
                   "Newest tokens kept undecided, a multiple of 16; default: each policy's own")
       ->check(CLI::NonNegativeNumber);
@@ -99,7 +98,7 @@ CLI::App& AddKld(CLI::App& app, Options& options) {
       "kld", "KL divergence of next-token distributions, top-1 agreement and perplexity on text");
   mode.footer(
       "Example:\n"
-      "  whit-eval kld --model M.gguf --means M.means --text wiki.txt book.txt \\\n"
+      "  whit-eval kld --model M.gguf --text wiki.txt book.txt \\\n"
       "    --contexts 512,2048 --arms static:K4V4,static:K2V2,random:K2V2=1,K4V4=1 --plot k.svg\n"
       "\n"
       "Intervals: 95 %, from drawing whole chunks with replacement. True bits: all bytes held "
@@ -223,12 +222,13 @@ absl::Status CheckWritable(const CommonOptions& options) {
 }
 
 template <typename Result>
-absl::Status Save(const CommonOptions& options, const std::string& model,
+absl::Status Save(const CommonOptions& options, const LoadedModel& loaded,
                   const std::vector<Result>& results, const std::string& picture) {
   std::vector<ResultObject> objects;
   for (const Result& result : results) {
     objects.push_back(result.ToJson());
-    objects.back()["model"] = model;
+    objects.back()["model"] = loaded.model->config().name;
+    objects.back()["policy_file"] = loaded.policy_path;
   }
   absl::Status status;
   if (!options.json.empty()) status.Update(WriteJson(options.json, objects));
@@ -252,7 +252,7 @@ absl::Status RunKld(const Options& options, const LoadedModel& loaded,
       MeasureKld(loaded, arms, *texts,
                  {.contexts = options.contexts, .tokens = options.tokens, .batch = batch});
   if (!results.ok()) return results.status();
-  return Save(options.common, loaded.model->config().name, *results, PlotKld(*results));
+  return Save(options.common, loaded, *results, PlotKld(*results));
 }
 
 // A task's name and its items.
@@ -317,7 +317,7 @@ absl::Status RunAccuracy(const Options& options, const LoadedModel& loaded,
     PrintAccuracy(*results);
     all.insert(all.end(), results->begin(), results->end());
   }
-  return Save(options.common, loaded.model->config().name, all, PlotAccuracy(all));
+  return Save(options.common, loaded, all, PlotAccuracy(all));
 }
 
 absl::Status RunPerplexity(const Options& options, const LoadedModel& loaded) {
@@ -331,7 +331,7 @@ absl::Status RunPerplexity(const Options& options, const LoadedModel& loaded) {
   const auto results =
       MeasurePerplexity(loaded, *ids, context, BatchFor(options, loaded, 2, context));
   if (!results.ok()) return results.status();
-  return Save(options.common, loaded.model->config().name, *results, "");
+  return Save(options.common, loaded, *results, "");
 }
 
 absl::Status Run(const std::string& mode, const Options& options) {
@@ -339,8 +339,12 @@ absl::Status Run(const std::string& mode, const Options& options) {
   if (!arms.ok()) return arms.status();
   if (absl::Status status = CheckWritable(options.common); !status.ok()) return status;
   const absl::StatusOr<LoadedModel> loaded =
-      LoadModel(options.common.model, options.common.means, options.common.threads);
+      LoadModel(options.common.model, options.common.policy_file, options.common.threads);
   if (!loaded.ok()) return loaded.status();
+  if (mode != "perplexity") {
+    std::cerr << "policy file: " << (loaded->policy_path.empty() ? "none" : loaded->policy_path)
+              << "\n";
+  }
   if (mode != "tasks") {
     absl::Status status = CheckContexts(options.contexts, loaded->model->config());
     if (!status.ok()) return status;

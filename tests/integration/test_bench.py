@@ -31,6 +31,12 @@ def test_rows_are_json_objects(bench):
         assert row["roof"] in ([None] if row["name"] in machine else ["memory", "int8"])
 
 
+def test_it_says_which_policy_file_it_uses(bench):
+    arguments = ("--only=decode_d16", "--kv-policy=static:K4V4")
+    assert ".whitpolicy\n" in bench(*arguments).stdout
+    assert "policy file: none\n" in bench(*arguments, "--kv-policy-file=off").stdout
+
+
 def test_an_unknown_row_is_named(bench):
     done = bench("--only=decode_d17")
     assert done.returncode != 0 and "decode_d17" in done.stderr

@@ -1,10 +1,11 @@
 """whit-calibrate, and what whitd makes of its file."""
 
+import shutil
 import subprocess
 
 import grpc
 import pytest
-from conftest import BIN_DIR, clean_environment, make_model
+from conftest import BIN_DIR, ROOT, clean_environment, make_model
 from test_start import fails
 from whitd import TIMEOUT, Stream, Whitd, request
 
@@ -81,6 +82,31 @@ def test_adaptive_serves_with_and_without_a_file(files, tiny_model, start, calib
     decided = sum(value for (name, _), value in metrics.items()
                   if name == "whit_controller_decisions_total")
     assert decided > 0
+
+
+def test_the_server_uses_none_if_told_so(files):
+    server = Whitd(BIN_DIR / "whitd", files / "m.gguf", "--kv-policy=static:K2V2",
+                   "--kv-policy-file=off")
+    server.wait_for_event("no policy file", level="info")
+    assert server.stop() == 0
+
+
+def test_an_installed_tree_finds_its_policy_files(files, tmp_path):
+    build = BIN_DIR.parent
+    if not (build / "cmake_install.cmake").exists():
+        pytest.skip(f"{build} is no build tree")
+    subprocess.run(["cmake", "--install", build, "--prefix", tmp_path / "whit"], check=True,
+                   capture_output=True)
+    installed = tmp_path / "whit"
+    for name in ("whitd", "whit", "whit-calibrate"):
+        subprocess.run([installed / "bin" / name, "--help"], check=True, capture_output=True)
+    policies = installed / "share/whit/policies"
+    assert {path.name for path in policies.iterdir()} == {
+        path.name for path in (ROOT / "controller/calibrated").glob("*.whitpolicy")}
+    shutil.copy(files / "m.whitpolicy", policies / "another-name.whitpolicy")
+    shutil.copy(files / "m.gguf", tmp_path / "m.gguf")
+    server = Whitd(installed / "bin/whitd", tmp_path / "m.gguf")
+    server.wait_for_event("policy file", path=str(policies / "another-name.whitpolicy"))
     assert server.stop() == 0
 
 

@@ -81,6 +81,12 @@ TEST_F(PolicyLookupTest, AFileThatIsAskedForIsTheOnlyOne) {
   EXPECT_THAT(Find(1), HasSubstr("gone.whitpolicy: no such file"));
 }
 
+TEST_F(PolicyLookupTest, OffIsNone) {
+  ASSERT_TRUE(WritePolicyFile(Path("models/m.whitpolicy"), FileFor(1)).ok());
+  lookup_.path = "off";
+  EXPECT_EQ(Find(1), "none");
+}
+
 TEST_F(PolicyLookupTest, ADamagedFileIsAnError) {
   fs::resize_file(Path("policies/b.whitpolicy"), 60);
   EXPECT_THAT(Find(1), HasSubstr("policies/b.whitpolicy: truncated"));
