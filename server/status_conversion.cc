@@ -2,14 +2,10 @@
 
 #include "absl/random/random.h"
 #include "runtime/engine/admission.h"
+#include "runtime/engine/retry_estimate.h"
 
 namespace whit {
 namespace {
-
-// A queue place comes free in about a second. The jitter keeps those who were turned away together
-// from coming back together.
-constexpr int kMinPushbackMs = 750;
-constexpr int kMaxPushbackMs = 1250;
 
 constexpr size_t kMaxMessageBytes = 500;
 
@@ -56,11 +52,16 @@ absl::Status TokenizerBusyError() {
   return absl::ResourceExhaustedError("too many long texts wait to be tokenized");
 }
 
+absl::Duration PushbackFor(const absl::Status& status, double draw) {
+  return RetryAfter(status).value_or(kDefaultRetryAfter) * (0.75 + 0.5 * draw);
+}
+
 void AddRejectionTrailers(const absl::Status& status, grpc::ServerContextBase& context) {
   context.AddTrailingMetadata("whit-reason", RejectionReasonFor(status));
   if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status)) return;
   absl::InsecureBitGen random;
-  const int pushback_ms = absl::Uniform(random, kMinPushbackMs, kMaxPushbackMs + 1);
+  const int64_t pushback_ms =
+      absl::ToInt64Milliseconds(PushbackFor(status, absl::Uniform(random, 0.0, 1.0)));
   context.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(pushback_ms));
   context.AddTrailingMetadata("retry-after", std::to_string((pushback_ms + 999) / 1000));
 }

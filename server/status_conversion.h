@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace whit {
 
@@ -35,6 +36,11 @@ std::string RejectionReasonFor(const absl::Status& status);
 
 absl::Status LoadingError();
 absl::Status TokenizerBusyError();
+
+// How long whoever was turned away should stay away: what the engine estimates, or a second.
+// `draw` in [0, 1) moves it by up to a quarter, so that those who were turned away together do not
+// come back together.
+absl::Duration PushbackFor(const absl::Status& status, double draw);
 
 // Adds the trailers whit-reason and, where a retry may help, grpc-retry-pushback-ms (for gRPC
 // clients with a retry policy) and retry-after (seconds; becomes an HTTP header behind a gateway).

@@ -12,6 +12,7 @@
 #include "runtime/engine/admission.h"
 #include "runtime/engine/engine_core.h"
 #include "runtime/engine/request_queue.h"
+#include "runtime/engine/retry_estimate.h"
 
 namespace whit {
 namespace {
@@ -59,6 +60,7 @@ struct Engine::Impl {
   Impl(const EngineOptions& options, const AdmissionLimits& limits, Model& model,
        const Tokenizer& tokenizer, std::unique_ptr<PagePool> pool, EngineObserver observer)
       : options(options),
+        limits(limits),
         model(model.config()),
         queue(limits),
         core(options, model, tokenizer, std::move(pool), queue, std::move(observer)),
@@ -75,7 +77,16 @@ struct Engine::Impl {
     core.Step(absl::Now());  // the queue has stopped: ends what is left
   }
 
+  // A rejection for want of room, with the time after which there may be some.
+  absl::Status WithRetryAfter(absl::Status status, const AdmissionDemand& demand) const {
+    if (!absl::IsResourceExhausted(status)) return status;
+    const int64_t starts = StartsUntilRoom(limits, queue.state(), demand);
+    SetRetryAfter(EstimateRetryAfter(starts, core.progress()), &status);
+    return status;
+  }
+
   const EngineOptions options;
+  const AdmissionLimits limits;
   const ModelConfig& model;
   RequestQueue queue;
   EngineCore core;
@@ -110,7 +121,9 @@ Engine::Engine() = default;
 Engine::~Engine() = default;
 
 absl::StatusOr<Engine::Ticket> Engine::Admit() {
-  if (absl::Status status = impl_->queue.TakeTicket(); !status.ok()) return status;
+  if (absl::Status status = impl_->queue.TakeTicket(); !status.ok()) {
+    return impl_->WithRetryAfter(std::move(status), {});
+  }
   return Ticket(impl_.get());
 }
 
@@ -129,8 +142,10 @@ absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
   queued.request = std::move(request);
   queued.policy = *std::move(policy);
   queued.sink = std::move(sink);
+  const AdmissionDemand demand = DemandOf(queued);
   absl::StatusOr<uint64_t> number = impl_->queue.Submit(std::move(queued));
-  if (number.ok()) ticket.engine_ = nullptr;  // the request has its place now
+  if (!number.ok()) return impl_->WithRetryAfter(number.status(), demand);
+  ticket.engine_ = nullptr;  // the request has its place now
   return number;
 }
 

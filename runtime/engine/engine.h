@@ -113,6 +113,7 @@ class Engine {
 
   // A place in the queue, taken before any tokenizing is spent on a request; given back when it
   // dies unused. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when draining.
+  // Here and in Submit, RESOURCE_EXHAUSTED says when to come back (retry_estimate.h).
   class Ticket;
   absl::StatusOr<Ticket> Admit();
 

@@ -289,10 +289,12 @@ void EngineCore::PublishFigures() {
   const PagePoolStats pool = pool_->stats();
   // Blocks may be shared; what is not in a block yet is a sequence's own.
   int64_t tokens = pool.settled_blocks * PageTable::kForkTokens;
+  tokens_left_.clear();
   int paying = 0;
   double prices = 0;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     tokens += sequence->kv().num_tokens() - sequence->kv().forkable_tokens();
+    tokens_left_.push_back(sequence->request().max_new_tokens - sequence->generated_tokens());
     paying += sequence->price().pays() ? 1 : 0;
     prices += sequence->price().price();
   }
@@ -313,6 +315,11 @@ void EngineCore::PublishFigures() {
       elements == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(elements);
   absl::MutexLock lock(&prefixes_mutex_);
   published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
+}
+
+RunningProgress EngineCore::progress() const {
+  absl::MutexLock lock(&snapshot_mutex_);
+  return {.tokens_left = tokens_left_, .tokens_per_second = rate_.PerSecond(absl::Now())};
 }
 
 EngineSnapshot EngineCore::snapshot() const {

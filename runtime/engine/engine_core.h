@@ -16,6 +16,7 @@
 #include "kvpool/prefix_index.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/request_queue.h"
+#include "runtime/engine/retry_estimate.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/engine/sequence.h"
@@ -27,7 +28,7 @@ namespace whit {
 
 // The running sequences and the pool their pages lie in.
 //
-// Threads: one, but for snapshot().
+// Threads: one, but for snapshot() and progress().
 class EngineCore {
  public:
   // All references outlive it. `pool` holds at least what `queue` lets reserve.
@@ -39,6 +40,7 @@ class EngineCore {
   void Step(absl::Time now);
 
   EngineSnapshot snapshot() const;
+  RunningProgress progress() const;
   const PagePool& pool() const { return *pool_; }
 
  private:
@@ -106,6 +108,7 @@ class EngineCore {
   // more bytes used than reserved.
   mutable absl::Mutex snapshot_mutex_;
   EngineSnapshot published_ ABSL_GUARDED_BY(snapshot_mutex_);
+  std::vector<int64_t> tokens_left_ ABSL_GUARDED_BY(snapshot_mutex_);  // of each running sequence
   TokenRate rate_ ABSL_GUARDED_BY(snapshot_mutex_);
 };
 

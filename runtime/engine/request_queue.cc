@@ -3,14 +3,11 @@
 #include <utility>
 
 namespace whit {
-namespace {
 
 AdmissionDemand DemandOf(const QueuedRequest& queued) {
   return {.bytes = queued.reservation_bytes,
           .prompt_tokens = static_cast<int64_t>(queued.request.prompt.size())};
 }
-
-}  // namespace
 
 absl::Status RequestQueue::TakeTicket() {
   absl::MutexLock lock(&mutex_);

@@ -31,6 +31,8 @@ struct QueuedRequest {
   absl::Time submitted{};
 };
 
+AdmissionDemand DemandOf(const QueuedRequest& queued);
+
 // Admits requests, holds those that wait, and keeps the books: what is reserved and who is in. A
 // request that may run is reserved for when it is submitted, not at the next step, so that the
 // books are always exact; hence nobody waits while nobody runs.

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/engine/admission.h"
+#include "runtime/engine/retry_estimate.h"
 #include "runtime/text/utf8.h"
 
 namespace whit {
@@ -66,6 +67,15 @@ TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {
   EXPECT_EQ(RejectionReasonFor(absl::InvalidArgumentError("")), "invalid");
   EXPECT_EQ(RejectionReasonFor(absl::UnimplementedError("")), "unimplemented");
   EXPECT_EQ(RejectionReasonFor(absl::InternalError("")), "other");
+}
+
+TEST(PushbackTest, FollowsTheEnginesEstimateWithAQuarterOfJitter) {
+  absl::Status status = absl::ResourceExhaustedError("full");
+  EXPECT_EQ(PushbackFor(status, 0.5), absl::Seconds(1));
+  SetRetryAfter(absl::Seconds(8), &status);
+  EXPECT_EQ(PushbackFor(status, 0), absl::Seconds(6));
+  EXPECT_EQ(PushbackFor(status, 0.5), absl::Seconds(8));
+  EXPECT_LE(PushbackFor(status, 0.999), absl::Seconds(10));
 }
 
 TEST(RejectionReasonTest, EveryReasonIsAMetricLabel) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/engine/admission.h"
+#include "runtime/engine/retry_estimate.h"
 #include "tests/unit/runtime/engine/tiny_runtime.h"
 
 namespace whit {
@@ -172,9 +173,15 @@ TEST_F(EngineTest, TheQueueIsBoundedByRequestsAndByPromptTokens) {
       Submit(*engine, runtime_->GreedyRequest(runtime_->Prompt(60), 2), refused).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(RejectionReason(status), "queue_prompt_tokens");
+  EXPECT_TRUE(RetryAfter(status).has_value());
   ASSERT_TRUE(Submit(*engine, runtime_->GreedyRequest(runtime_->Prompt(40), 2), second).ok());
   status = Submit(*engine, runtime_->GreedyRequest(runtime_->Prompt(1), 2), refused).status();
   EXPECT_EQ(RejectionReason(status), "queue_full");
+  // Nearly 2,000 tokens are left, at no more than 1,000 a second.
+  running.WaitForTokens(5);
+  status = engine->Admit().status();
+  EXPECT_EQ(RejectionReason(status), "queue_full");
+  EXPECT_GT(RetryAfter(status), kDefaultRetryAfter);
   EXPECT_EQ(engine->snapshot().waiting, 2);
   EXPECT_EQ(engine->snapshot().waiting_prompt_tokens, 100);
   engine->Cancel(*number);
