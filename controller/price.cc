@@ -57,6 +57,11 @@ double PriceCurve::Bits(double log_price) const {
   return a.bits + (b.bits - a.bits) * (log_price - a.log_price) / (b.log_price - a.log_price);
 }
 
+PriceCurve PricesOf(const PolicyFile* file, int head_dim) {
+  if (file == nullptr || !file->importance.has_value()) return PriceCurve({}, head_dim);
+  return PriceCurve(file->prices, head_dim);
+}
+
 double PricePressure(const PoolLoad& load) {
   if (load.capacity_bytes == 0) return 0;
   const auto used = static_cast<double>(load.used_bytes);

@@ -34,6 +34,10 @@ class PriceCurve {
   std::vector<Point> points_;  // bits falling
 };
 
+// The curve that `file` (null: none) has measured. Prices mean nothing without the importance that
+// they were measured with.
+PriceCurve PricesOf(const PolicyFile* file, int head_dim);
+
 // A snapshot of the pool.
 struct PoolLoad {
   size_t capacity_bytes = 0;

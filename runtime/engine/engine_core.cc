@@ -27,12 +27,6 @@ int NumRows(const PlannedSlice& slice) {
   return slice.num_tokens;
 }
 
-// Prices that whit-calibrate measured mean nothing without the importance it measured them with.
-PriceCurve PricesOf(const PolicyFile* file, int head_dim) {
-  if (file == nullptr || !file->importance.has_value()) return PriceCurve({}, head_dim);
-  return PriceCurve(file->prices, head_dim);
-}
-
 // What must be the same for pages to be shared.
 std::string PrecisionOf(const Request& request) {
   return absl::StrFormat("%s, %g", request.kv_policy.ToString(), request.kv_target_bits);

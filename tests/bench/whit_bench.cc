@@ -183,7 +183,8 @@ absl::Status Run(const Options& options) {
   report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
                               options.kv_policy, options.threads, options.measurement.repeats,
                               options.peer ? "; peer: " + peer->name : ""));
-  report.Note("policy file: " + ((*whit)->policy_path().empty() ? "none" : (*whit)->policy_path()));
+  const FoundPolicy* const policy_file = (*whit)->policy_file();
+  report.Note("policy file: " + (policy_file == nullptr ? "none" : policy_file->path));
   ReadStream stream(DramBufferBytes(), threads);
   const size_t weight_bytes = (*whit)->weight_bytes_per_step();
   MeasurementOptions measurement = options.measurement;

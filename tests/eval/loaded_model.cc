@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "controller/policy_lookup.h"
 #include "runtime/model/gguf.h"
 
 namespace whit::eval {
@@ -29,8 +28,8 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, const std::string
                  IdentityOf(**file, loaded.model->config()));
   if (!policy.ok()) return policy.status();  // names the file
   if (policy->has_value()) {
-    loaded.policy_path = (*policy)->path;
-    loaded.model->SetKeyMeans(std::move((*policy)->file.key_means));
+    loaded.policy_file = std::make_unique<const FoundPolicy>(**std::move(policy));
+    loaded.model->SetKeyMeans(loaded.policy_file->file.key_means);
   }
   return loaded;
 }

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "controller/policy_lookup.h"
 #include "runtime/model/model.h"
 #include "runtime/ops/thread_pool.h"
 #include "runtime/text/tokenizer.h"
@@ -17,7 +18,7 @@ struct LoadedModel {
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<Model> model;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::string policy_path;  // whose means the keys are quantized with; empty: none
+  std::unique_ptr<const FoundPolicy> policy_file;  // null: none
 };
 
 // `policy_file` as whitd's flag of that name: empty for the one that is found, "off" for none.

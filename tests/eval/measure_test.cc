@@ -252,7 +252,7 @@ TEST_F(MeasureTest, ModelErrorsNameTheFile) {
 }
 
 TEST_F(MeasureTest, TheMeansAreThoseOfThePolicyFileUnlessItIsOff) {
-  EXPECT_EQ(loaded_->policy_path, "");
+  EXPECT_EQ(loaded_->policy_file, nullptr);
   EXPECT_EQ(KeyMeansOf(*loaded_), nullptr);
   PolicyFile file;
   file.model = IdentityOf(**GgufFile::Open(*path_), loaded_->model->config());
@@ -260,10 +260,11 @@ TEST_F(MeasureTest, TheMeansAreThoseOfThePolicyFileUnlessItIsOff) {
   const std::string path = PolicyPathBeside(*path_);
   ASSERT_TRUE(WritePolicyFile(path, file).ok());
   const LoadedModel found = LoadModel(*path_, "", 1).value();
-  EXPECT_EQ(found.policy_path, path);
+  ASSERT_NE(found.policy_file, nullptr);
+  EXPECT_EQ(found.policy_file->path, path);
   EXPECT_NE(KeyMeansOf(found), nullptr);
   const LoadedModel off = LoadModel(*path_, "off", 1).value();
-  EXPECT_EQ(off.policy_path, "");
+  EXPECT_EQ(off.policy_file, nullptr);
   EXPECT_EQ(KeyMeansOf(off), nullptr);
   std::remove(path.c_str());
 }

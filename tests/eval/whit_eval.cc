@@ -187,7 +187,7 @@ CLI::App& AddPerplexity(CLI::App& app, Options& options) {
   return mode;
 }
 
-absl::StatusOr<std::vector<Arm>> MakeArms(const ArmOptions& options) {
+absl::StatusOr<std::vector<Arm>> MakeArms(const ArmOptions& options, const LoadedModel& loaded) {
   RingOverrides overrides;
   if (options.ring_tokens >= 0) overrides.tokens = options.ring_tokens;
   for (const auto& [name, rung] : {std::pair{&options.ring_rung, &overrides.rung},
@@ -199,7 +199,7 @@ absl::StatusOr<std::vector<Arm>> MakeArms(const ArmOptions& options) {
   }
   std::string list;
   for (const std::string& part : options.arms) absl::StrAppend(&list, part, ",");
-  return ParseArms(list, overrides);
+  return ParseArms(list, overrides, loaded.policy_file ? &loaded.policy_file->file : nullptr);
 }
 
 absl::Status CheckContexts(const std::vector<int>& contexts, const ModelConfig& config) {
@@ -221,6 +221,10 @@ absl::Status CheckWritable(const CommonOptions& options) {
   return absl::OkStatus();
 }
 
+std::string PolicyPath(const LoadedModel& loaded) {
+  return loaded.policy_file ? loaded.policy_file->path : "none";
+}
+
 template <typename Result>
 absl::Status Save(const CommonOptions& options, const LoadedModel& loaded,
                   const std::vector<Result>& results, const std::string& picture) {
@@ -228,7 +232,7 @@ absl::Status Save(const CommonOptions& options, const LoadedModel& loaded,
   for (const Result& result : results) {
     objects.push_back(result.ToJson());
     objects.back()["model"] = loaded.model->config().name;
-    objects.back()["policy_file"] = loaded.policy_path;
+    objects.back()["policy_file"] = PolicyPath(loaded);
   }
   absl::Status status;
   if (!options.json.empty()) status.Update(WriteJson(options.json, objects));
@@ -335,16 +339,13 @@ absl::Status RunPerplexity(const Options& options, const LoadedModel& loaded) {
 }
 
 absl::Status Run(const std::string& mode, const Options& options) {
-  const absl::StatusOr<std::vector<Arm>> arms = MakeArms(options.arms);
-  if (!arms.ok()) return arms.status();
   if (absl::Status status = CheckWritable(options.common); !status.ok()) return status;
   const absl::StatusOr<LoadedModel> loaded =
       LoadModel(options.common.model, options.common.policy_file, options.common.threads);
   if (!loaded.ok()) return loaded.status();
-  if (mode != "perplexity") {
-    std::cerr << "policy file: " << (loaded->policy_path.empty() ? "none" : loaded->policy_path)
-              << "\n";
-  }
+  if (mode != "perplexity") std::cerr << "policy file: " << PolicyPath(*loaded) << "\n";
+  const absl::StatusOr<std::vector<Arm>> arms = MakeArms(options.arms, *loaded);
+  if (!arms.ok()) return arms.status();
   if (mode != "tasks") {
     absl::Status status = CheckContexts(options.contexts, loaded->model->config());
     if (!status.ok()) return status;
