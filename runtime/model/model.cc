@@ -176,6 +176,15 @@ void Model::AttentionBlock(int layer) {
            .stride = static_cast<size_t>(config_.hidden_size),
            .accumulate = true}},
          pool_);
+  if (layer_probe_ == nullptr) return;
+  layer_probe_({.layer = layer,
+                .num_rows = num_tokens_,
+                .queries = qkv_.data(),
+                .keys = qkv_.data() + query,
+                .values = qkv_.data() + query + kv,
+                .stride = stride,
+                .attended = attended_.data(),
+                .residual = hidden_.data()});
 }
 
 void Model::RotateRows() {

@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -40,6 +42,21 @@ struct ForwardSlice {
   enum class Logits { kNone, kLast, kAll } logits = Logits::kLast;
 };
 
+// What a layer's attention did in a pass, for calibration: a row for each token of the pass, in the
+// order of slices and tokens.
+struct LayerView {
+  int layer = 0;
+  int num_rows = 0;
+  // [head][head_dim] each, rows `stride` floats apart: after RoPE; keys and values are rotated as
+  // pages are (kvpool/quantizer.h), queries are not.
+  const float* queries = nullptr;
+  const float* keys = nullptr;
+  const float* values = nullptr;
+  size_t stride = 0;
+  const float* attended = nullptr;  // [row][query head][head_dim]: what attention gave, not rotated
+  const float* residual = nullptr;  // [row][hidden_size]: the residual stream after attention
+};
+
 // Threads: one Forward at a time; it uses all threads of the pool.
 class Model {
  public:
@@ -70,6 +87,11 @@ class Model {
   // Keys are quantized relative to these means, [layer][KV head][head_dim] before RoPE; before the
   // first table is made.
   void SetKeyMeans(std::vector<float> means);
+
+  // Is shown every layer of every pass, by the thread that calls Forward, which may use the thread
+  // pool meanwhile. Null: none.
+  using LayerProbe = std::function<void(const LayerView& view)>;
+  void SetLayerProbe(LayerProbe probe) { layer_probe_ = std::move(probe); }
 
  private:
   Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPool& pool);
@@ -115,6 +137,7 @@ class Model {
   ThreadPool& pool_;
   const AttentionShape attention_shape_;
   std::unique_ptr<KeyMeans> key_means_;  // null: keys are quantized as they are
+  LayerProbe layer_probe_;
 
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
