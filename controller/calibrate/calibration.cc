@@ -1,97 +1,158 @@
 #include "controller/calibrate/calibration.h"
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 
-#include "controller/calibrate/key_statistics.h"
-#include "controller/precision_policy.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "controller/calibrate/importance_samples.h"
+#include "controller/calibrate/importance_training.h"
+#include "controller/calibrate/key_calibration.h"
+#include "controller/calibrate/learned_training.h"
+#include "controller/calibrate/price_curve.h"
 #include "kvpool/key_means.h"
-#include "kvpool/page_pool.h"
 
 namespace whit {
 namespace {
 
-// A pool for one sequence of `tokens` whose pages are all in FP16.
-absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& config,
-                                                             size_t tokens) {
-  const size_t page_bytes = PageBytes(Rung::kFp16, config.head_dim);
-  const size_t pages =
-      (tokens + kTileTokens - 1) / kTileTokens * config.num_layers * config.num_kv_heads;
-  const size_t slab_pages = PagePool::kSlabBytes / page_bytes;
-  return PagePool::Create(
-      {.capacity_bytes = (pages + slab_pages - 1) / slab_pages * PagePool::kSlabBytes,
-       .head_dim = config.head_dim});
+size_t TokensOf(absl::Span<const TextWindow> windows) {
+  size_t tokens = 0;
+  for (const TextWindow& window : windows) tokens += window.tokens.size();
+  return tokens;
 }
 
-class WindowRunner {
- public:
-  WindowRunner(Model& model, PagePool& kv_pool, absl::FunctionRef<void(size_t tokens)> progress)
-      : model_(model), kv_pool_(kv_pool), progress_(progress) {}
+using Notes = std::vector<PolicyFile::Note>;
 
-  // The exact keys and values of a window.
-  absl::StatusOr<PageTable> Run(absl::Span<const int32_t> tokens) {
-    PageTable kv = model_.NewPageTable(kv_pool_, RingOf({}));
-    while (!tokens.empty()) {
-      const auto slice = tokens.subspan(0, Model::kMaxForwardTokens);
-      model_.Forward({{.tokens = slice,
-                       .first_position = kv.num_tokens(),
-                       .kv = &kv,
-                       .logits = ForwardSlice::Logits::kNone}});
-      if (!kv.status().ok()) return kv.status();
-      tokens.remove_prefix(slice.size());
-      progress_(tokens_ += slice.size());
+void DescribeTexts(absl::Span<const CalibrationText> texts, absl::Span<const TextWindow> windows,
+                   Notes& notes) {
+  for (size_t i = 0; i < texts.size(); ++i) {
+    size_t learned = 0, held_out = 0;
+    for (const TextWindow& window : windows) {
+      if (window.text == static_cast<int>(i)) {
+        (window.held_out ? held_out : learned) += window.tokens.size();
+      }
     }
-    return kv;
+    notes.push_back({"text", absl::StrCat(texts[i].name, ": ", texts[i].tokens.size(), " tokens, ",
+                                          learned, " learned from, ", held_out, " held out")});
   }
+}
 
- private:
-  Model& model_;
-  PagePool& kv_pool_;
-  const absl::FunctionRef<void(size_t tokens)> progress_;
-  size_t tokens_ = 0;
-};
+void DescribeKeys(const KeyCalibration& keys, Notes& notes) {
+  notes.push_back({"key_mean_tokens", absl::StrCat(keys.learned_tokens)});
+  notes.push_back({"key_energy_explained", absl::StrFormat("%.3f", keys.key_energy_explained)});
+  std::vector<std::string> layers;
+  for (double explained : keys.layer_key_energy_explained) {
+    layers.push_back(absl::StrFormat("%.2f", explained));
+  }
+  notes.push_back({"key_energy_explained_by_layer", absl::StrJoin(layers, " ")});
+}
+
+void DescribeImportance(const CollectedSamples& samples, const ImportanceFit& fit, Notes& notes) {
+  for (size_t i = 0; i < fit.held_out.size(); ++i) {
+    const ImportanceLoss& loss = fit.held_out[i];
+    notes.push_back(
+        {absl::StrCat("importance_loss_", loss.context),
+         absl::StrFormat("network %.3f, linear %.3f, constant %.3f (%d samples held out, %d "
+                         "learned from)",
+                         loss.network, loss.linear, loss.constant, loss.samples,
+                         samples.contexts[i].learned.size())});
+  }
+  const auto list = [](const std::array<float, 3>& errors) {
+    return absl::StrFormat("%.4f %.5f %.7f at 2, 4, 8 bits", errors[0], errors[1], errors[2]);
+  };
+  notes.push_back({"quantizer_error_of_keys", list(samples.key_error)});
+  notes.push_back({"quantizer_error_of_values", list(samples.value_error)});
+}
+
+void DescribeLearned(const LearnedFit& fit, const LearnedFitOptions& options, Notes& notes) {
+  notes.push_back({"learned_loss", absl::StrFormat("alpha %g, beta %g, gamma %g", options.alpha,
+                                                   options.beta, options.gamma)});
+  notes.push_back({"learned_tolerance", absl::StrFormat("%.3g", fit.tolerance)});
+  notes.push_back({"learned_accuracy",
+                   absl::StrFormat("%.3f of a fifth of %d tokens, held out; %.3f of the others",
+                                   fit.held_out_accuracy, fit.tokens, fit.learned_accuracy)});
+  std::vector<std::string> shares;
+  for (size_t k = 0; k < kLearnedRungs.size(); ++k) {
+    shares.push_back(absl::StrFormat("%s %.3f %.3f", RungName(kLearnedRungs[k]), fit.labelled[k],
+                                     fit.chosen[k]));
+  }
+  notes.push_back({"learned_shares_labelled_and_chosen", absl::StrJoin(shares, ", ")});
+}
 
 }  // namespace
 
-absl::StatusOr<Calibration> Calibrate(Model& model, absl::Span<const TextWindow> windows,
-                                      absl::FunctionRef<void(size_t tokens)> progress) {
+absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity,
+                                     absl::Span<const CalibrationText> texts,
+                                     CalibrationOptions options, CalibrationProgress progress) {
   const ModelConfig& config = model.config();
   ThreadPool& pool = model.thread_pool();
-  size_t longest = 0;
-  for (const TextWindow& window : windows) longest = std::max(longest, window.tokens.size());
-  absl::StatusOr<std::unique_ptr<PagePool>> kv_pool = PoolForOneSequence(config, longest);
-  if (!kv_pool.ok()) return kv_pool.status();
-  WindowRunner runner(model, **kv_pool, progress);
+  options.mean_context = std::min(options.mean_context, config.context_length);
+  std::erase_if(options.contexts, [&](int context) { return context > config.context_length; });
+  if (options.contexts.empty()) options.contexts = {config.context_length};
 
-  KeyMeanSums sums(config, static_cast<int>(longest));
-  for (const TextWindow& window : windows) {
-    if (window.held_out) continue;
-    absl::StatusOr<PageTable> kv = runner.Run(window.tokens);
-    if (!kv.ok()) return kv.status();
-    sums.Add(*kv, pool);
-  }
+  const absl::StatusOr<std::vector<TextWindow>> mean_windows =
+      DrawWindows(texts, {.tokens = options.mean_tokens,
+                          .context = options.mean_context,
+                          .seed = options.seed,
+                          .bos_id = options.bos_id});
+  if (!mean_windows.ok()) return mean_windows.status();
+  const absl::StatusOr<std::vector<TextWindow>> windows =
+      DrawMixedWindows(texts, {.contexts = options.contexts,
+                               .tokens = options.tokens_of_context,
+                               .seed = options.seed,
+                               .bos_id = options.bos_id});
+  if (!windows.ok()) return windows.status();
+  const size_t mean_tokens = TokensOf(*mean_windows), tokens = TokensOf(*windows);
 
-  if (absl::Status status = sums.status(); !status.ok()) return status;
-  Calibration result = {.key_means = sums.Means(), .learned_tokens = sums.tokens()};
+  const absl::StatusOr<KeyCalibration> keys =
+      CalibrateKeys(model, *mean_windows, options.contexts,
+                    [&](size_t done) { progress("measuring keys", done, mean_tokens); });
+  if (!keys.ok()) return keys.status();
   KeyMeans means({.num_layers = config.num_layers,
                   .num_kv_heads = config.num_kv_heads,
                   .head_dim = config.head_dim,
                   .inverse_frequencies = config.rope_inverse_frequencies},
-                 result.key_means);
-  means.Prepare(static_cast<int>(longest));
-  KeyEnergy energy(config, means);
-  for (const TextWindow& window : windows) {
-    if (!window.held_out) continue;
-    absl::StatusOr<PageTable> kv = runner.Run(window.tokens);
-    if (!kv.ok()) return kv.status();
-    energy.Add(*kv, pool);
-  }
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    result.layer_key_energy_explained.push_back(energy.Explained(layer));
-  }
-  result.key_energy_explained = energy.Explained();
-  return result;
+                 keys->key_means);
+  means.Prepare(options.contexts.back());
+
+  const absl::StatusOr<CollectedSamples> samples =
+      CollectSamples(model, means, keys->query_means, *windows, {.seed = options.seed},
+                     [&](size_t done) { progress("observing attention", done, tokens); });
+  if (!samples.ok()) return samples.status();
+
+  const int num_pairs = config.num_layers * config.num_kv_heads;
+  const size_t steps = size_t{2} * options.training_steps;
+  ImportanceFit fit = FitImportance(
+      samples->contexts, num_pairs, {.steps = options.training_steps, .seed = options.seed}, pool,
+      [&](size_t done) { progress("learning importance", done, steps); });
+  fit.model.query_means = keys->query_means;
+  fit.model.key_error = samples->key_error;
+  fit.model.value_error = samples->value_error;
+
+  const LearnedFitOptions learned_options = {.steps = options.training_steps, .seed = options.seed};
+  const LearnedFit learned =
+      FitLearned(samples->contexts, fit.model.key_error, fit.model.value_error, learned_options,
+                 pool, [&](size_t done) {
+                   progress("training the learned controller", done, options.training_steps);
+                 });
+
+  PolicyFile file;
+  file.model = identity;
+  file.key_means = keys->key_means;
+  file.prices = PriceCurve(samples->contexts, fit.predicted, fit.model.key_error,
+                           fit.model.value_error, config.head_dim);
+  file.sensitivities = MeanSensitivities(samples->contexts, num_pairs);
+  file.notes = {{"model", config.name}};
+  DescribeTexts(texts, *windows, file.notes);
+  file.notes.push_back({"contexts", absl::StrJoin(options.contexts, " ")});
+  file.notes.push_back({"seed", absl::StrCat(options.seed)});
+  DescribeKeys(*keys, file.notes);
+  DescribeImportance(*samples, fit, file.notes);
+  DescribeLearned(learned, learned_options, file.notes);
+  file.importance = std::move(fit.model);
+  file.learned = learned.model;
+  return file;
 }
 
 }  // namespace whit

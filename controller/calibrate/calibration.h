@@ -2,12 +2,18 @@
 // whit-calibrate. Unlike the rest of controller/ it runs models; nothing of the server depends on
 // it.
 //
-// This file: from a model and texts to a policy file.
+// This file: from a model and texts to a policy file. What happens, in order: windows of text are
+// drawn (calibration_text); the means of keys and queries are measured (key_calibration); exact
+// attention is observed over windows of several lengths (attention_observer), which gives samples
+// (importance_samples); the importance model is fitted to them (importance_training), and what the
+// error of each rung costs is measured (rung_costs); from both follow prices (price_curve); last
+// the paper's controller is trained (learned_training).
 #ifndef WHIT_CONTROLLER_CALIBRATE_CALIBRATION_H_
 #define WHIT_CONTROLLER_CALIBRATE_CALIBRATION_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -19,20 +25,29 @@
 
 namespace whit {
 
-struct Calibration {
-  std::vector<float> key_means;  // as in PolicyFile
-  int64_t learned_tokens = 0;    // that were counted
-  // Share of the keys' energy that the means explain in the windows held out, of each layer and in
-  // all (KeyEnergy).
-  std::vector<double> layer_key_energy_explained = {};
-  double key_energy_explained = 0;
+struct CalibrationOptions {
+  // For the means of keys and queries.
+  int mean_tokens = 32768;
+  int mean_context = 1024;
+  // For what is learned of tokens: lengths of windows, rising, and tokens of each. Lengths beyond
+  // the model's are left out.
+  std::vector<int> contexts = {512, 2048, 8192};
+  int tokens_of_context = 20480;
+  int training_steps = 1500;
+  uint64_t seed = 1;
+  int32_t bos_id = -1;  // the first token of every window, or -1 for none
 };
 
-// Runs the windows through the model. The result does not depend on the number of threads.
-// `progress` is told how many tokens have been run. RESOURCE_EXHAUSTED if the memory for a window's
-// keys and values cannot be had.
-absl::StatusOr<Calibration> Calibrate(Model& model, absl::Span<const TextWindow> windows,
-                                      absl::FunctionRef<void(size_t tokens)> progress);
+// Told what is being done, and how much of it.
+using CalibrationProgress =
+    absl::FunctionRef<void(const std::string& phase, size_t done, size_t total)>;
+
+// The file's notes tell how it was made and figures of text held out. The result does not depend on
+// the number of threads. INVALID_ARGUMENT if the texts are too short; RESOURCE_EXHAUSTED if the
+// memory cannot be had.
+absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity,
+                                     absl::Span<const CalibrationText> texts,
+                                     CalibrationOptions options, CalibrationProgress progress);
 
 }  // namespace whit
 

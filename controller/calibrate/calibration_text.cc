@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <random>
+#include <iterator>
 #include <sstream>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "controller/calibrate/random.h"
 #include "nlohmann/json.hpp"
 #include "runtime/text/chat_format.h"
 
@@ -18,6 +19,8 @@ namespace {
 
 // Of each text's windows, the first is learned from, the second is held out.
 constexpr int kHeldOutPeriod = 8, kFirstHeldOut = 1;
+// Of mixed windows: a fifth of a text, a quarter of the tokens learned from.
+constexpr int kMixedHeldOutShare = 5, kMixedHeldOutPart = 4;
 
 absl::Status Annotated(const absl::Status& status, const std::string& what) {
   return absl::Status(status.code(), absl::StrCat(what, ": ", status.message()));
@@ -102,17 +105,47 @@ absl::StatusOr<std::vector<int32_t>> TokenizeChats(const std::string& lines,
   return tokens;
 }
 
-// A text's windows in the order in which they are drawn.
-std::vector<absl::Span<const int32_t>> ShuffledWindows(absl::Span<const int32_t> tokens,
-                                                       size_t size, std::mt19937_64& rng) {
+// What one text has to give, in the order in which it is drawn.
+struct Source {
+  int text = 0;
   std::vector<absl::Span<const int32_t>> windows;
-  while (tokens.size() >= kMinWindowTokens) {
-    windows.push_back(tokens.subspan(0, size));
-    tokens.remove_prefix(windows.back().size());
+  size_t drawn = 0;         // windows
+  size_t drawn_tokens = 0;  // in them
+};
+
+Source Shuffled(int text, absl::Span<const int32_t> tokens, size_t size, size_t min_size,
+                Random& random) {
+  Source source;
+  source.text = text;
+  while (tokens.size() >= min_size) {
+    source.windows.push_back(tokens.subspan(0, size));
+    tokens.remove_prefix(source.windows.back().size());
   }
-  // std::shuffle's draws are not the same in every standard library.
-  for (size_t i = windows.size(); i > 1; --i) std::swap(windows[i - 1], windows[rng() % i]);
-  return windows;
+  random.Shuffle(source.windows);
+  return source;
+}
+
+// From the text that has given least, of those that have more to give; false if none has.
+bool DrawOne(std::vector<Source>& sources, int32_t bos_id, TextWindow& window, size_t& index) {
+  Source* source = nullptr;
+  for (Source& candidate : sources) {
+    if (candidate.drawn == candidate.windows.size()) continue;
+    if (source == nullptr || candidate.drawn_tokens < source->drawn_tokens) source = &candidate;
+  }
+  if (source == nullptr) return false;
+  window = {.text = source->text, .tokens = {}};
+  if (bos_id >= 0) window.tokens.push_back(bos_id);
+  index = source->drawn++;
+  const absl::Span<const int32_t> drawn = source->windows[index];
+  window.tokens.insert(window.tokens.end(), drawn.begin(), drawn.end());
+  source->drawn_tokens += drawn.size();
+  return true;
+}
+
+size_t LongestText(absl::Span<const CalibrationText> texts) {
+  size_t longest = 0;
+  for (const CalibrationText& text : texts) longest = std::max(longest, text.tokens.size());
+  return longest;
 }
 
 }  // namespace
@@ -132,45 +165,76 @@ absl::StatusOr<CalibrationText> ReadCalibrationText(const std::string& path,
 
 absl::StatusOr<std::vector<TextWindow>> DrawWindows(absl::Span<const CalibrationText> texts,
                                                     const WindowOptions& options) {
-  struct Source {
-    std::vector<absl::Span<const int32_t>> windows;
-    size_t drawn = 0;         // windows
-    size_t drawn_tokens = 0;  // in them
-  };
   const size_t bos_tokens = options.bos_id < 0 ? 0 : 1;
-  std::mt19937_64 rng(options.seed);
+  Random random(options.seed);
   std::vector<Source> sources;
-  size_t longest = 0;
-  for (const CalibrationText& text : texts) {
-    sources.push_back({.windows = ShuffledWindows(text.tokens, options.context - bos_tokens, rng)});
-    longest = std::max(longest, text.tokens.size());
+  for (size_t text = 0; text < texts.size(); ++text) {
+    sources.push_back(Shuffled(static_cast<int>(text), texts[text].tokens,
+                               options.context - bos_tokens, kMinWindowTokens, random));
   }
 
   std::vector<TextWindow> windows;
   bool any_held_out = false;
-  for (size_t tokens = 0; tokens < static_cast<size_t>(options.tokens) || !any_held_out;) {
-    // The text that has given least, of those that have more to give.
-    Source* source = nullptr;
-    for (Source& candidate : sources) {
-      if (candidate.drawn == candidate.windows.size()) continue;
-      if (source == nullptr || candidate.drawn_tokens < source->drawn_tokens) source = &candidate;
-    }
-    if (source == nullptr) break;
-    TextWindow window = {.text = static_cast<int>(source - sources.data()),
-                         .tokens = std::vector<int32_t>(bos_tokens, options.bos_id),
-                         .held_out = source->drawn % kHeldOutPeriod == kFirstHeldOut};
-    const absl::Span<const int32_t> drawn = source->windows[source->drawn++];
-    window.tokens.insert(window.tokens.end(), drawn.begin(), drawn.end());
+  TextWindow window;
+  for (size_t tokens = 0, index; tokens < static_cast<size_t>(options.tokens) || !any_held_out;) {
+    if (!DrawOne(sources, options.bos_id, window, index)) break;
+    window.context = options.context;
+    window.held_out = index % kHeldOutPeriod == kFirstHeldOut;
     any_held_out |= window.held_out;
-    source->drawn_tokens += drawn.size();
-    tokens += drawn.size();
+    tokens += window.tokens.size() - bos_tokens;
     windows.push_back(std::move(window));
   }
   if (!any_held_out) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "too little text: the longest file has ", longest, " tokens, but one at least must have ",
-        options.context - bos_tokens + kMinWindowTokens, ", to learn from a window of ",
-        options.context, " and to hold out another"));
+        "too little text: the longest file has ", LongestText(texts),
+        " tokens, but one at least must have ", options.context - bos_tokens + kMinWindowTokens,
+        ", to learn from a window of ", options.context, " and to hold out another"));
+  }
+  return windows;
+}
+
+absl::StatusOr<std::vector<TextWindow>> DrawMixedWindows(absl::Span<const CalibrationText> texts,
+                                                         const MixedWindowOptions& options) {
+  const size_t bos_tokens = options.bos_id < 0 ? 0 : 1;
+  Random random(options.seed);
+  std::vector<TextWindow> windows;
+  for (size_t i = options.contexts.size(); i-- > 0;) {
+    const size_t size = options.contexts[i] - bos_tokens;
+    const size_t min_size =
+        i > 0 ? size : std::min<size_t>(size, kMinMixedWindowTokens - bos_tokens);
+    std::vector<TextWindow> of_context;
+    bool any_learned = false, any_held_out = false;
+    for (bool held_out : {false, true}) {
+      std::vector<Source> sources;
+      for (size_t text = 0; text < texts.size(); ++text) {
+        const absl::Span<const int32_t> tokens = texts[text].tokens;
+        const size_t held_out_from = tokens.size() - tokens.size() / kMixedHeldOutShare;
+        sources.push_back(
+            Shuffled(static_cast<int>(text),
+                     held_out ? tokens.subspan(held_out_from) : tokens.subspan(0, held_out_from),
+                     size, min_size, random));
+      }
+      const size_t wanted = held_out ? options.tokens / kMixedHeldOutPart : options.tokens;
+      TextWindow window;
+      for (size_t tokens = 0, index; tokens < wanted;) {
+        if (!DrawOne(sources, options.bos_id, window, index)) break;
+        window.context = options.contexts[i];
+        window.held_out = held_out;
+        (held_out ? any_held_out : any_learned) = true;
+        tokens += window.tokens.size() - bos_tokens;
+        of_context.push_back(std::move(window));
+      }
+    }
+    if (!any_learned || !any_held_out) continue;
+    windows.insert(windows.end(), std::make_move_iterator(of_context.begin()),
+                   std::make_move_iterator(of_context.end()));
+  }
+  if (windows.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "too little text: the longest file has ", LongestText(texts),
+        " tokens, but one at least must have ",
+        (kMinMixedWindowTokens - bos_tokens) * kMixedHeldOutShare,
+        ", so that a fifth of it, held out, is longer than the ring of newest tokens"));
   }
   return windows;
 }

@@ -32,6 +32,7 @@ inline constexpr size_t kMaxTextBytes = size_t{4} << 20;
 // Consecutive tokens of one text, run through the model as a sequence of their own.
 struct TextWindow {
   int text = 0;                 // index
+  int context = 0;              // the length asked for, which the window may fall short of
   std::vector<int32_t> tokens;  // after the begin-of-text token, if the model wants one
   bool held_out = false;        // measured on, not learned from
 };
@@ -51,6 +52,24 @@ absl::StatusOr<std::vector<TextWindow>> DrawWindows(absl::Span<const Calibration
 
 // The shortest window.
 inline constexpr int kMinWindowTokens = 64;
+
+struct MixedWindowOptions {
+  std::vector<int> contexts = {};  // lengths of windows, rising
+  int tokens = 0;                  // of each length, about so many to learn from
+  uint64_t seed = 0;
+  int32_t bos_id = -1;  // as in WindowOptions
+};
+
+// Draws windows of several lengths, the longest first; each length has the same tokens, a quarter
+// as many again held out, and at least one window of both kinds. What is held out is the last fifth
+// of each text, so windows of one length may overlap those of another, but never across the kinds.
+// Lengths that no text has are left out; of the shortest one, windows of kMinMixedWindowTokens
+// will do. INVALID_ARGUMENT if the texts are too short even for these.
+absl::StatusOr<std::vector<TextWindow>> DrawMixedWindows(absl::Span<const CalibrationText> texts,
+                                                         const MixedWindowOptions& options);
+
+// So that tokens leave the shortest ring (32 tokens and a page) and many queries come after it.
+inline constexpr int kMinMixedWindowTokens = 192;
 
 }  // namespace whit
 

@@ -14,13 +14,8 @@ bool FitsInHalf(float x) { return std::abs(x) < 65504.0f; }
 
 }  // namespace
 
-KeyMeanSums::KeyMeanSums(const ModelConfig& config, int max_tokens)
-    : num_kv_heads_(config.num_kv_heads),
-      num_heads_(config.num_layers * config.num_kv_heads),
-      head_dim_(config.head_dim),
-      rope_dims_(config.rope_dims),
-      sums_(size_t{1} * num_heads_ * head_dim_),
-      out_of_range_(num_heads_) {
+RopeTable::RopeTable(const ModelConfig& config, int max_tokens)
+    : head_dim_(config.head_dim), rope_dims_(config.rope_dims) {
   const size_t pairs = rope_dims_ / 2;
   cosines_.reserve(max_tokens * pairs);
   sines_.reserve(max_tokens * pairs);
@@ -32,6 +27,25 @@ KeyMeanSums::KeyMeanSums(const ModelConfig& config, int max_tokens)
     }
   }
 }
+
+void RopeTable::AddTurnedBack(const float* x, int position, double* sums) const {
+  const float* cosines = cosines_.data() + size_t{1} * position * (rope_dims_ / 2);
+  const float* sines = sines_.data() + size_t{1} * position * (rope_dims_ / 2);
+  for (int i = 0; i < rope_dims_ / 2; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    sums[2 * i] += a * cosines[i] + b * sines[i];
+    sums[2 * i + 1] += b * cosines[i] - a * sines[i];
+  }
+  for (int i = rope_dims_; i < head_dim_; ++i) sums[i] += x[i];
+}
+
+KeyMeanSums::KeyMeanSums(const ModelConfig& config, int max_tokens)
+    : num_kv_heads_(config.num_kv_heads),
+      num_heads_(config.num_layers * config.num_kv_heads),
+      head_dim_(config.head_dim),
+      rope_(config, max_tokens),
+      sums_(size_t{1} * num_heads_ * head_dim_),
+      out_of_range_(num_heads_) {}
 
 void KeyMeanSums::Add(const PageTable& kv, ThreadPool& pool) {
   pool.ParallelFor(num_heads_, 1, [&](size_t begin, size_t end, int) {
@@ -48,14 +62,7 @@ void KeyMeanSums::AddHead(int head, const PageTable& kv) {
     float* key = keys.data() + size_t{1} * position * head_dim_;
     if (!std::all_of(key, key + head_dim_, FitsInHalf)) out_of_range_[head] = 1;
     RotateHadamard(key, head_dim_);
-    const float* cosines = cosines_.data() + size_t{1} * position * (rope_dims_ / 2);
-    const float* sines = sines_.data() + size_t{1} * position * (rope_dims_ / 2);
-    for (int i = 0; i < rope_dims_ / 2; ++i) {
-      const float a = key[2 * i], b = key[2 * i + 1];
-      sums[2 * i] += a * cosines[i] + b * sines[i];
-      sums[2 * i + 1] += b * cosines[i] - a * sines[i];
-    }
-    for (int i = rope_dims_; i < head_dim_; ++i) sums[i] += key[i];
+    rope_.AddTurnedBack(key, position, sums);
   }
 }
 
@@ -71,6 +78,53 @@ std::vector<float> KeyMeanSums::Means() const {
   std::vector<float> means(sums_.size());
   for (size_t i = 0; i < means.size() && tokens_ > 0; ++i) {
     means[i] = static_cast<float>(sums_[i] / static_cast<double>(tokens_));
+  }
+  return means;
+}
+
+QueryMeanSums::QueryMeanSums(const ModelConfig& config, int max_tokens)
+    : config_(config),
+      rope_(config, max_tokens),
+      sums_(size_t{1} * config.num_layers * config.query_size()) {}
+
+void QueryMeanSums::Add(const LayerView& view, int first_position, ThreadPool& pool) {
+  const int counted_from = std::max(0, kUncountedTokens - first_position);
+  if (view.layer == 0) tokens_ += std::max(0, view.num_rows - counted_from);
+  pool.ParallelFor(config_.num_heads, 1, [&](size_t begin, size_t end, int) {
+    for (size_t head = begin; head < end; ++head) {
+      const size_t offset = head * config_.head_dim;
+      double* sums = sums_.data() + size_t{1} * view.layer * config_.query_size() + offset;
+      for (int row = counted_from; row < view.num_rows; ++row) {
+        rope_.AddTurnedBack(view.queries + row * view.stride + offset, first_position + row, sums);
+      }
+    }
+  });
+}
+
+std::vector<float> QueryMeanSums::Means(absl::Span<const int> contexts) const {
+  std::vector<float> means(sums_.size());
+  if (tokens_ == 0) return means;
+  for (size_t i = 0; i < means.size(); ++i) {
+    means[i] = static_cast<float>(sums_[i] / static_cast<double>(tokens_));
+  }
+  for (int pair = 0; pair < config_.rope_dims / 2; ++pair) {
+    double cosine = 0, sine = 0;  // means over positions
+    for (int context : contexts) {
+      const double weight = 1.0 / context / static_cast<double>(contexts.size());
+      for (int position = 0; position < context; ++position) {
+        const double angle = position * double{config_.rope_inverse_frequencies[pair]};
+        cosine += weight * std::cos(angle);
+        sine += weight * std::sin(angle);
+      }
+    }
+    for (size_t head = 0; head < means.size(); head += config_.head_dim) {
+      const double a = means[head + 2 * pair], b = means[head + 2 * pair + 1];
+      means[head + 2 * pair] = static_cast<float>(a * cosine - b * sine);
+      means[head + 2 * pair + 1] = static_cast<float>(a * sine + b * cosine);
+    }
+  }
+  for (size_t head = 0; head < means.size(); head += config_.head_dim) {
+    RotateHadamard(means.data() + head, config_.head_dim);
   }
   return means;
 }

@@ -57,10 +57,8 @@ struct Options {
   std::string model_path;
   std::vector<std::string> text_paths;
   std::string out_path;  // empty: beside the model
-  int tokens = 32768;
-  int context = 1024;
   int threads = AvailableCpus();
-  uint64_t seed = 1;
+  CalibrationOptions calibration;
 };
 
 void DefineFlags(CLI::App& app, Options& options) {
@@ -73,20 +71,23 @@ void DefineFlags(CLI::App& app, Options& options) {
   app.add_option("--out", options.out_path,
                  "policy file to write; the default is the model's path with .whitpolicy for .gguf")
       ->type_name("FILE");
-  app.add_option("--tokens", options.tokens, "tokens to measure, about; more take longer")
+  CalibrationOptions& calibration = options.calibration;
+  app.add_option("--tokens", calibration.tokens_of_context,
+                 "tokens to learn from in windows of each length; more take longer")
       ->type_name("N")
-      ->check(CLI::Range(2 * kMinWindowTokens, 1 << 30).description(""))
+      ->check(CLI::Range(kMinMixedWindowTokens, 1 << 28).description(""))
       ->capture_default_str();
-  app.add_option("--context", options.context,
-                 "tokens that the model sees at a time; at most its context length is used")
+  app.add_option("--contexts", calibration.contexts,
+                 "lengths of windows, in tokens; those beyond the model's context length or the "
+                 "length of the texts are left out")
       ->type_name("N")
-      ->check(CLI::Range(kMinWindowTokens, 1 << 20).description(""))
+      ->check(CLI::Range(kMinMixedWindowTokens, 1 << 20).description(""))
       ->capture_default_str();
   app.add_option("--threads", options.threads, "threads that compute")
       ->type_name("N")
       ->check(CLI::Range(1, 1024).description(""))
       ->capture_default_str();
-  app.add_option("--seed", options.seed, "which stretches of the text are drawn")
+  app.add_option("--seed", calibration.seed, "which stretches of the text are drawn")
       ->type_name("N")
       ->capture_default_str();
 }
@@ -125,44 +126,22 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, ThreadPool& pool)
                      .tokenizer = *std::move(tokenizer)};
 }
 
-std::vector<PolicyFile::Note> DescribeTexts(const std::vector<CalibrationText>& texts,
-                                            const std::vector<TextWindow>& windows) {
-  std::vector<PolicyFile::Note> notes;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    size_t learned = 0, held_out = 0;
-    for (const TextWindow& window : windows) {
-      if (window.text == static_cast<int>(i)) {
-        (window.held_out ? held_out : learned) += window.tokens.size();
-      }
+// Shows each phase as a bar of its own.
+class PhaseBar {
+ public:
+  void Update(const std::string& phase, size_t done, size_t total) {
+    if (!bar_.has_value() || phase != phase_) {
+      bar_.reset();
+      phase_ = phase;
+      bar_.emplace(phase, total);
     }
-    notes.push_back({"text", absl::StrCat(texts[i].name, ": ", texts[i].tokens.size(), " tokens, ",
-                                          learned, " learned from, ", held_out, " held out")});
+    bar_->Update(done);
   }
-  return notes;
-}
 
-std::vector<PolicyFile::Note> MakeNotes(const Options& options, const LoadedModel& loaded,
-                                        const std::vector<CalibrationText>& texts,
-                                        const std::vector<TextWindow>& windows,
-                                        const Calibration& calibration) {
-  std::vector<PolicyFile::Note> notes = {{"model", loaded.model->config().name}};
-  for (PolicyFile::Note& note : DescribeTexts(texts, windows)) notes.push_back(std::move(note));
-  notes.push_back({"context", absl::StrCat(options.context)});
-  notes.push_back({"seed", absl::StrCat(options.seed)});
-  notes.push_back({"learned_tokens", absl::StrCat(calibration.learned_tokens)});
-  notes.push_back(
-      {"key_energy_explained", absl::StrFormat("%.3f", calibration.key_energy_explained)});
-  return notes;
-}
-
-void PrintSummary(const std::vector<PolicyFile::Note>& notes, const Calibration& calibration) {
-  for (const PolicyFile::Note& note : notes) {
-    std::printf("%-22s %s\n", note.name.c_str(), note.value.c_str());
-  }
-  std::printf("  in each layer       ");
-  for (double explained : calibration.layer_key_energy_explained) std::printf(" %.2f", explained);
-  std::printf("\n");
-}
+ private:
+  std::string phase_;
+  std::optional<ProgressBar> bar_;
+};
 
 absl::Status Run(Options options) {
   if (options.out_path.empty()) options.out_path = PolicyPathBeside(options.model_path);
@@ -171,36 +150,29 @@ absl::Status Run(Options options) {
   absl::StatusOr<LoadedModel> loaded = LoadModel(options.model_path, pool);
   if (!loaded.ok()) return loaded.status();
   const Tokenizer& tokenizer = *loaded->tokenizer;
-  options.context = std::min(options.context, loaded->model->config().context_length);
-
   std::vector<CalibrationText> texts;
   for (const std::string& path : options.text_paths) {
     absl::StatusOr<CalibrationText> text = ReadCalibrationText(path, tokenizer);
     if (!text.ok()) return text.status();
     texts.push_back(*std::move(text));
   }
-  absl::StatusOr<std::vector<TextWindow>> windows =
-      DrawWindows(texts, {.tokens = options.tokens,
-                          .context = options.context,
-                          .seed = options.seed,
-                          .bos_id = tokenizer.add_bos() ? tokenizer.bos_id() : -1});
-  if (!windows.ok()) return windows.status();
-
-  size_t tokens = 0;
-  for (const TextWindow& window : *windows) tokens += window.tokens.size();
-  std::optional<ProgressBar> bar(std::in_place, "measuring", tokens);
-  absl::StatusOr<Calibration> calibration =
-      Calibrate(*loaded->model, *windows, [&](size_t done) { bar->Update(done); });
+  options.calibration.bos_id = tokenizer.add_bos() ? tokenizer.bos_id() : -1;
+  std::sort(options.calibration.contexts.begin(), options.calibration.contexts.end());
+  std::optional<PhaseBar> bar(std::in_place);
+  const absl::StatusOr<PolicyFile> file =
+      Calibrate(*loaded->model, loaded->identity, texts, options.calibration,
+                [&](const std::string& phase, size_t done, size_t total) {
+                  bar->Update(phase, done, total);
+                });
   bar.reset();
-  if (!calibration.ok()) return calibration.status();
+  if (!file.ok()) return file.status();
 
-  const PolicyFile file = {.model = loaded->identity,
-                           .key_means = calibration->key_means,
-                           .notes = MakeNotes(options, *loaded, texts, *windows, *calibration)};
-  if (absl::Status status = WritePolicyFile(options.out_path, file); !status.ok()) return status;
-  PrintSummary(file.notes, *calibration);
+  if (absl::Status status = WritePolicyFile(options.out_path, *file); !status.ok()) return status;
+  for (const PolicyFile::Note& note : file->notes) {
+    std::printf("%-35s %s\n", note.name.c_str(), note.value.c_str());
+  }
   std::printf("wrote %s, %d bytes\n", options.out_path.c_str(),
-              static_cast<int>(SerializePolicyFile(file).size()));
+              static_cast<int>(SerializePolicyFile(*file).size()));
   return absl::OkStatus();
 }
 

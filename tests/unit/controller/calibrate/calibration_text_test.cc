@@ -198,5 +198,57 @@ TEST(DrawWindowsTest, TooLittleTextIsAnError) {
   EXPECT_EQ(Draw(Texts({164}), {.tokens = 1000, .context = 100}).size(), 2);
 }
 
+TEST(DrawMixedWindowsTest, KindsNeverOverlap) {
+  const auto texts = Texts({30000, 6000});
+  const auto windows = DrawMixedWindows(
+      texts, {.contexts = {256, 1024, 4096}, .tokens = 8000, .seed = 1, .bos_id = 7});
+  ASSERT_TRUE(windows.ok()) << windows.status();
+  std::set<int32_t> seen[2];
+  std::map<size_t, size_t> tokens[2];  // of each length
+  for (const TextWindow& window : *windows) {
+    EXPECT_EQ(window.tokens[0], 7);
+    for (size_t i = 1; i < window.tokens.size(); ++i) {
+      EXPECT_EQ(window.tokens[i], window.tokens[1] + static_cast<int32_t>(i) - 1);
+      EXPECT_EQ(window.tokens[i] / 1'000'000, window.text + 1);
+      seen[window.held_out ? 1 : 0].insert(window.tokens[i]);
+      EXPECT_FALSE(seen[window.held_out ? 0 : 1].contains(window.tokens[i]));
+    }
+    tokens[window.held_out ? 1 : 0][window.tokens.size()] += window.tokens.size();
+  }
+  // The longest come first.
+  EXPECT_EQ(windows->front().tokens.size(), 4096);
+  EXPECT_LE(windows->back().tokens.size(), 256);
+  for (size_t context : {1024, 4096}) {
+    EXPECT_GE(tokens[0][context], 8000);
+    EXPECT_LT(tokens[0][context], 8000 + context);
+    EXPECT_GE(tokens[1][context], 2000);
+    EXPECT_LT(tokens[1][context], 2000 + context);
+  }
+}
+
+TEST(DrawMixedWindowsTest, LengthsThatNoTextHasAreLeftOut) {
+  const auto windows =
+      DrawMixedWindows(Texts({5000, 3000}), {.contexts = {512, 2048, 8192}, .tokens = 1000});
+  ASSERT_TRUE(windows.ok()) << windows.status();
+  for (const TextWindow& window : *windows) {
+    EXPECT_EQ(window.context, 512);
+    EXPECT_LE(window.tokens.size(), 512);
+    EXPECT_GE(window.tokens.size(), kMinMixedWindowTokens);
+  }
+
+  // Of the shortest length, less will do.
+  const auto few = DrawMixedWindows(Texts({1000}), {.contexts = {512, 2048}, .tokens = 10000});
+  ASSERT_TRUE(few.ok()) << few.status();
+  ASSERT_EQ(few->size(), 3);
+  EXPECT_EQ((*few)[0].tokens.size() + (*few)[1].tokens.size(), 800);
+  EXPECT_EQ((*few)[2].tokens.size(), 200);
+  EXPECT_TRUE((*few)[2].held_out);
+
+  EXPECT_THAT(
+      DrawMixedWindows(Texts({900, 30}), {.contexts = {512}, .tokens = 10000}).status().ToString(),
+      HasSubstr("too little text: the longest file has 900 tokens, but one at least must "
+                "have 960"));
+}
+
 }  // namespace
 }  // namespace whit

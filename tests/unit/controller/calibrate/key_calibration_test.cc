@@ -1,4 +1,4 @@
-#include "controller/calibrate/calibration.h"
+#include "controller/calibrate/key_calibration.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -29,8 +29,9 @@ struct Fixture {
         threads(num_threads),
         model(Model::Load(*file, threads).value()) {}
 
-  absl::StatusOr<Calibration> Run(const std::vector<TextWindow>& windows) {
-    return Calibrate(*model, windows, [this](size_t tokens) { progress.push_back(tokens); });
+  absl::StatusOr<KeyCalibration> Run(const std::vector<TextWindow>& windows) {
+    return CalibrateKeys(*model, windows, {256},
+                         [this](size_t tokens) { progress.push_back(tokens); });
   }
 
   const std::vector<std::byte> bytes;
@@ -77,7 +78,7 @@ std::vector<double> FirstLayerKeys(const GgufFile& file, int32_t token) {
   return keys;
 }
 
-TEST(CalibrateTest, MeansAreThoseOfTheKeysBeforeRope) {
+TEST(CalibrateKeysTest, MeansAreThoseOfTheKeysBeforeRope) {
   Fixture fixture(
       MakeTinyModel({.matrix_type = TensorType::kF32, .embedding_type = TensorType::kF32}));
   // More than one pass through the model each.
@@ -103,7 +104,7 @@ TEST(CalibrateTest, MeansAreThoseOfTheKeysBeforeRope) {
   }
 }
 
-TEST(CalibrateTest, DoesNotDependOnThreads) {
+TEST(CalibrateKeysTest, DoesNotDependOnThreads) {
   const GgufWriter writer = MakeTinyModel();
   const std::vector<TextWindow> windows = RandomWindows(3, 600);
   Fixture one(writer, 1), three(writer, 3);
@@ -114,7 +115,7 @@ TEST(CalibrateTest, DoesNotDependOnThreads) {
   EXPECT_EQ(a->layer_key_energy_explained, b->layer_key_energy_explained);
 }
 
-TEST(CalibrateTest, MeansExplainKeysThatAreAlike) {
+TEST(CalibrateKeysTest, MeansExplainKeysThatAreAlike) {
   Fixture fixture(MakeTinyModel());
   std::vector<TextWindow> windows = RandomWindows(2, 200);
   const auto random = fixture.Run(windows);
@@ -129,7 +130,7 @@ TEST(CalibrateTest, MeansExplainKeysThatAreAlike) {
   EXPECT_EQ(alike->layer_key_energy_explained.size(), 2);
 }
 
-TEST(CalibrateTest, WeightsThatAreNotFiniteAreAnError) {
+TEST(CalibrateKeysTest, WeightsThatAreNotFiniteAreAnError) {
   GgufWriter writer = MakeTinyModel({.matrix_type = TensorType::kF32});
   for (auto& tensor : writer.tensors) {
     if (tensor.name != "blk.1.attn_k.weight") continue;
@@ -197,6 +198,50 @@ TEST_F(KeyStatisticsTest, SumsFindTheMeanThatRopeTurned) {
   EXPECT_EQ(sums.tokens(), 2 * (kTokens - kUncountedTokens));
   const std::vector<float> found = sums.Means();
   for (size_t i = 0; i < means_.size(); ++i) EXPECT_NEAR(found[i], means_[i], 2e-3) << i;
+}
+
+TEST_F(KeyStatisticsTest, QueryMeansAreAveragedOverPositions) {
+  config_.num_heads = 2;
+  constexpr int kContexts[] = {40, 200};
+  QueryMeanSums sums(config_, kTokens);
+  const auto turned = [&](int head, int position) {
+    std::vector<float> cosines, sines;
+    for (float frequency : config_.rope_inverse_frequencies) {
+      const float angle = static_cast<float>(position) * frequency;
+      cosines.insert(cosines.end(), {std::cos(angle), std::cos(angle)});
+      sines.insert(sines.end(), {-std::sin(angle), std::sin(angle)});
+    }
+    std::vector<float> query(means_.begin() + head * kDim, means_.begin() + (head + 1) * kDim);
+    RotatePairs(query.data(), kRopeDims, cosines.data(), sines.data());
+    return query;
+  };
+  // Windows shorter than the contexts, in two passes, of which the second is counted whole.
+  for (int first : {0, 20}) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      std::vector<float> rows;
+      for (int row = 0; row < 20; ++row) {
+        for (int head = 0; head < kHeads; ++head) {
+          std::vector<float> query = turned(layer * kHeads + head, first + row);
+          if (first + row < kUncountedTokens) query.assign(kDim, 100);
+          rows.insert(rows.end(), query.begin(), query.end());
+        }
+      }
+      sums.Add({.layer = layer, .num_rows = 20, .queries = rows.data(), .stride = kHeads * kDim},
+               first, threads_);
+    }
+  }
+  const std::vector<float> found = sums.Means(kContexts);
+  for (int head = 0; head < kLayers * kHeads; ++head) {
+    std::vector<float> expected(kDim);
+    for (int context : kContexts) {
+      for (int position = 0; position < context; ++position) {
+        const std::vector<float> query = turned(head, position);
+        for (int i = 0; i < kDim; ++i) expected[i] += query[i] / (2.0f * context);
+      }
+    }
+    RotateHadamard(expected.data(), kDim);
+    for (int i = 0; i < kDim; ++i) EXPECT_NEAR(found[head * kDim + i], expected[i], 1e-3);
+  }
 }
 
 TEST_F(KeyStatisticsTest, EnergyIsWhatTheMeansOfPagesLeaveOver) {
