@@ -11,6 +11,7 @@
 #include "controller/calibrate/key_calibration.h"
 #include "controller/calibrate/learned_training.h"
 #include "controller/calibrate/price_curve.h"
+#include "controller/calibrate/rung_costs.h"
 #include "kvpool/key_means.h"
 
 namespace whit {
@@ -20,6 +21,16 @@ size_t TokensOf(absl::Span<const TextWindow> windows) {
   size_t tokens = 0;
   for (const TextWindow& window : windows) tokens += window.tokens.size();
   return tokens;
+}
+
+// Windows held out, from the shortest on: enough to tell rungs apart, few enough to be quick.
+std::vector<TextWindow> WindowsForCosts(absl::Span<const TextWindow> windows) {
+  constexpr size_t kTokens = 6144;
+  std::vector<TextWindow> chosen;
+  for (size_t i = windows.size(); i-- > 0 && TokensOf(chosen) < kTokens;) {
+    if (windows[i].held_out) chosen.push_back(windows[i]);
+  }
+  return chosen;
 }
 
 using Notes = std::vector<PolicyFile::Note>;
@@ -65,6 +76,20 @@ void DescribeImportance(const CollectedSamples& samples, const ImportanceFit& fi
   notes.push_back({"quantizer_error_of_values", list(samples.value_error)});
 }
 
+void DescribeCosts(const RungDivergence& divergence, const RungCosts& costs, size_t tokens,
+                   Notes& notes) {
+  std::vector<std::string> rungs;
+  for (int rung = 0; rung < kNumRungs - 1; ++rung) {
+    rungs.push_back(
+        absl::StrFormat("%s %.5f", RungName(static_cast<Rung>(rung)), divergence[rung]));
+  }
+  notes.push_back({"kl_divergence_of_rungs",
+                   absl::StrCat(absl::StrJoin(rungs, ", "), " (", tokens, " tokens)")});
+  notes.push_back({"cost_of_2_and_4_bits",
+                   absl::StrFormat("keys %.2f %.2f, values %.2f %.2f times the estimate",
+                                   costs.key[0], costs.key[1], costs.value[0], costs.value[1])});
+}
+
 void DescribeLearned(const LearnedFit& fit, const LearnedFitOptions& options, Notes& notes) {
   notes.push_back({"learned_loss", absl::StrFormat("alpha %g, beta %g, gamma %g", options.alpha,
                                                    options.beta, options.gamma)});
@@ -87,9 +112,9 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
                                      CalibrationOptions options, CalibrationProgress progress) {
   const ModelConfig& config = model.config();
   ThreadPool& pool = model.thread_pool();
-  options.mean_context = std::min(options.mean_context, config.context_length);
   std::erase_if(options.contexts, [&](int context) { return context > config.context_length; });
   if (options.contexts.empty()) options.contexts = {config.context_length};
+  options.mean_context = std::min(options.mean_context, options.contexts.back());
 
   const absl::StatusOr<std::vector<TextWindow>> mean_windows =
       DrawWindows(texts, {.tokens = options.mean_tokens,
@@ -127,8 +152,20 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
       samples->contexts, num_pairs, {.steps = options.training_steps, .seed = options.seed}, pool,
       [&](size_t done) { progress("learning importance", done, steps); });
   fit.model.query_means = keys->query_means;
-  fit.model.key_error = samples->key_error;
-  fit.model.value_error = samples->value_error;
+  const std::vector<float> sensitivities = MeanSensitivities(samples->contexts, num_pairs);
+
+  const std::vector<TextWindow> cost_windows = WindowsForCosts(*windows);
+  const size_t cost_tokens = kDivergenceRuns * TokensOf(cost_windows);
+  model.SetKeyMeans(keys->key_means);
+  const absl::StatusOr<RungDivergence> divergence = MeasureDivergence(
+      model, cost_windows, [&](size_t done) { progress("measuring rungs", done, cost_tokens); });
+  if (!divergence.ok()) return divergence.status();
+  const RungCosts costs =
+      CostsOf(*divergence, sensitivities, samples->key_error, samples->value_error);
+  for (size_t i = 0; i < samples->key_error.size(); ++i) {
+    fit.model.key_error[i] = costs.key[i] * samples->key_error[i];
+    fit.model.value_error[i] = costs.value[i] * samples->value_error[i];
+  }
 
   const LearnedFitOptions learned_options = {.steps = options.training_steps, .seed = options.seed};
   const LearnedFit learned =
@@ -142,13 +179,14 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
   file.key_means = keys->key_means;
   file.prices = PriceCurve(samples->contexts, fit.predicted, fit.model.key_error,
                            fit.model.value_error, config.head_dim);
-  file.sensitivities = MeanSensitivities(samples->contexts, num_pairs);
+  file.sensitivities = sensitivities;
   file.notes = {{"model", config.name}};
   DescribeTexts(texts, *windows, file.notes);
   file.notes.push_back({"contexts", absl::StrJoin(options.contexts, " ")});
   file.notes.push_back({"seed", absl::StrCat(options.seed)});
   DescribeKeys(*keys, file.notes);
   DescribeImportance(*samples, fit, file.notes);
+  DescribeCosts(*divergence, costs, TokensOf(cost_windows), file.notes);
   DescribeLearned(learned, learned_options, file.notes);
   file.importance = std::move(fit.model);
   file.learned = learned.model;

@@ -32,8 +32,8 @@ namespace whit {
 namespace {
 
 constexpr char kDescription[] =
-    R"(Measures a model on text and writes its policy file, with which whitd quantizes keys and values
-at a smaller error: at 2 bits less than half.)";
+    R"(Measures a model on text and learns from it which keys and values deserve how many bits. Writes its
+policy file, with which whitd quantizes at a smaller error and decides by what matters.)";
 
 constexpr char kFooter[] = R"(
 Text: UTF-8 files of the kinds of text that the model will serve, some hundred kilobytes each; prose,
@@ -83,11 +83,16 @@ void DefineFlags(CLI::App& app, Options& options) {
       ->type_name("N")
       ->check(CLI::Range(kMinMixedWindowTokens, 1 << 20).description(""))
       ->capture_default_str();
+  app.add_option("--training-steps", calibration.training_steps, "steps of training")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 20).description(""))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "threads that compute")
       ->type_name("N")
       ->check(CLI::Range(1, 1024).description(""))
       ->capture_default_str();
-  app.add_option("--seed", calibration.seed, "which stretches of the text are drawn")
+  app.add_option("--seed", calibration.seed,
+                 "which stretches of the text are drawn, and the first weights of networks")
       ->type_name("N")
       ->capture_default_str();
 }

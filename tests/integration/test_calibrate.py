@@ -10,6 +10,7 @@ from test_start import fails
 from whitd import TIMEOUT, Stream, Whitd, request
 
 TEXT = "The cat sat on the mat, and the dog said hello to the world of that man in there. " * 40
+QUICK = ("--tokens=600", "--contexts=200", "--training-steps=10")
 CHAT = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "hi"}]}\n'
 
 
@@ -24,13 +25,16 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate")
     make_model(folder / "m.gguf")
     (folder / "a.txt").write_text(TEXT)
+    (folder / "short.txt").write_text(TEXT[:500])
     (folder / "b.jsonl").write_text(CHAT % TEXT[:400] * 5)
     done = calibrate(f"--model={folder}/m.gguf", "--text", folder / "a.txt", folder / "b.jsonl",
-                     "--tokens=1000", "--context=200", "--threads=1")
+                     *QUICK, "--threads=1")
     assert done.returncode == 0, done.stderr
     assert "a.txt: " in done.stdout and "b.jsonl: " in done.stdout
     assert "key_energy_explained" in done.stdout and "m.whitpolicy" in done.stdout
-    assert "100 %" in done.stderr
+    for phase in ("measuring keys", "observing attention", "learning importance",
+                  "measuring rungs", "training the learned controller"):
+        assert f"{phase} [##############################] 100 %" in done.stderr
     return folder
 
 
@@ -38,8 +42,8 @@ def test_the_same_text_and_seed_give_the_same_bytes(files, tmp_path):
     def policy(seed, threads):
         out = tmp_path / f"{seed}-{threads}"
         done = calibrate(f"--model={files}/m.gguf", f"--text={files}/a.txt",
-                         f"--text={files}/b.jsonl", f"--out={out}", "--tokens=1000",
-                         "--context=200", f"--seed={seed}", f"--threads={threads}")
+                         f"--text={files}/b.jsonl", f"--out={out}", *QUICK,
+                         f"--seed={seed}", f"--threads={threads}")
         assert done.returncode == 0, done.stderr
         return out.read_bytes()
 
@@ -130,7 +134,7 @@ def test_a_file_that_cannot_be_used_is_refused(files, tiny_model, tmp_path):
     (["--model={files}/none.gguf", "--text={files}/a.txt"], 1, "none.gguf: No such file"),
     (["--model={files}/m.gguf", "--text={files}/none.txt"], 1, "none.txt: no such file"),
     (["--model={files}/m.gguf", "--text={files}/m.gguf"], 1, "m.gguf: "),
-    (["--model={files}/m.gguf", "--text={files}/a.txt", "--context=2000"], 1, "too little text"),
+    (["--model={files}/m.gguf", "--text={files}/short.txt", *QUICK], 1, "too little text"),
     (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}/none/x"], 1, "none/x: "),
     (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}"], 1, "is a folder"),
 ])
