@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "controller/calibrate/outer_products.h"
 #include "controller/token_signals.h"
 #include "kvpool/quantizer.h"
 
@@ -30,6 +31,12 @@ std::array<float, kRecentQueries> RecentWeights() {
   }
   return weights;
 }
+
+size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// A row of something for each token, so that rows of powers of two do not meet in the same cache
+// lines.
+size_t TokenStride(size_t tokens) { return RoundUp(tokens, kOuterCols) + kOuterCols; }
 
 void Resize(AttentionObserver::Sums& sums, size_t tokens) {
   for (auto* list : {&sums.attention, &sums.squares, &sums.recent, &sums.key_importance,
@@ -90,14 +97,19 @@ void AttentionObserver::Begin(const PageTable* kv, std::vector<int> decided_at) 
 void AttentionObserver::ReadLayer(int layer) {
   pool_.ParallelFor(layer_.size(), 1, [&](size_t begin, size_t end, int) {
     for (size_t head = begin; head < end; ++head) {
-      kv_->Read(layer, static_cast<int>(head), &layer_[head].keys, &layer_[head].values);
+      KvHead& of = layer_[head];
+      std::vector<float> keys;
+      kv_->Read(layer, static_cast<int>(head), &keys, &of.values);
+      const auto tokens = static_cast<Eigen::Index>(keys.size() / config_.head_dim);
+      of.keys.setZero(config_.head_dim, static_cast<Eigen::Index>(TokenStride(tokens)));
+      of.keys.leftCols(tokens) = Rows(keys.data(), tokens, config_.head_dim).transpose();
     }
   });
 }
 
 void AttentionObserver::Observe(const LayerView& view) {
   ReadLayer(view.layer);
-  const auto tokens = static_cast<int>(layer_[0].keys.size() / config_.head_dim);
+  const auto tokens = static_cast<int>(layer_[0].values.size() / config_.head_dim);
   const int first = tokens - view.num_rows;
   pool_.ParallelFor(config_.num_heads, 1, [&](size_t begin, size_t end, int thread) {
     for (size_t head = begin; head < end; ++head) {
@@ -137,7 +149,7 @@ void AttentionObserver::ObserveBlock(const LayerView& view, int head, int first,
                                      Scratch& scratch) {
   const int d = config_.head_dim, count = end - begin, tokens = first + end;
   const KvHead& kv_head = layer_[head / group_];
-  const Rows keys(kv_head.keys.data(), tokens, d), values(kv_head.values.data(), tokens, d);
+  const Rows values(kv_head.values.data(), tokens, d);
   const OutputForm& output = outputs_[size_t{1} * view.layer * config_.num_heads + head];
 
   scratch.queries.resize(count, d);
@@ -151,14 +163,20 @@ void AttentionObserver::ObserveBlock(const LayerView& view, int head, int first,
     RotateHadamard(scratch.outputs.row(i).data(), d);
   }
 
-  // Probabilities, then the weights of errors.
-  scratch.weights.noalias() = scratch.queries * keys.transpose();
-  scratch.weights *= 1 / std::sqrt(static_cast<float>(d));
+  // Probabilities, then the weights of errors; behind the last token, zeros.
+  const size_t rows = RoundUp(count, kOuterRows), cols = RoundUp(tokens, kOuterCols);
+  scratch.turned_queries.setZero(d, static_cast<Eigen::Index>(rows));
+  scratch.turned_queries.leftCols(count) =
+      scratch.queries.transpose() / std::sqrt(static_cast<float>(d));
+  scratch.weights.resize(static_cast<Eigen::Index>(rows),
+                         static_cast<Eigen::Index>(TokenStride(tokens)));
+  MultiplyOuter(scratch.turned_queries.data(), rows, kv_head.keys.data(), kv_head.keys.cols(), d,
+                rows, cols, scratch.weights.data(), scratch.weights.cols());
   for (int i = 0; i < count; ++i) {
     float* row = scratch.weights.row(i).data();
     const int position = first + begin + i;
     Softmax(row, position + 1);
-    std::fill(row + position + 1, row + tokens, 0.0f);
+    std::fill(row + position + 1, row + cols, 0.0f);
     if (view.layer == config_.num_layers - 1) {
       const auto seen = static_cast<float>(position + 1);
       heads_[head].variance[begin + i] =
@@ -169,7 +187,7 @@ void AttentionObserver::ObserveBlock(const LayerView& view, int head, int first,
 
   // Per query: what a key's sum needs as a polynomial in its value, and what a value's needs.
   scratch.output_forms.noalias() = scratch.outputs * output.form;
-  scratch.right.resize(count, d + 3);
+  scratch.right.setZero(count, static_cast<Eigen::Index>(RoundUp(d + 3, kOuterCols)));
   const float dims = static_cast<float>(d);
   for (int i = 0; i < count; ++i) {
     const size_t row = begin + i;
@@ -186,7 +204,10 @@ void AttentionObserver::ObserveBlock(const LayerView& view, int head, int first,
   Sums& sums = heads_[head].sums;
   for (int key = 0; key < tokens; key += kKeyBlock) {
     const int block = std::min(kKeyBlock, tokens - key);
-    scratch.products.noalias() = scratch.weights.middleCols(key, block).transpose() * scratch.right;
+    scratch.products.resize(kKeyBlock, scratch.right.cols());
+    MultiplyOuter(scratch.weights.data() + key, scratch.weights.cols(), scratch.right.data(),
+                  scratch.right.cols(), count, RoundUp(block, kOuterRows), scratch.right.cols(),
+                  scratch.products.data(), scratch.products.cols());
     for (int j = 0; j < block; ++j) {
       const auto product = scratch.products.row(j);
       const float key_sum = heads_[head].value_forms(key + j) * product(d) -

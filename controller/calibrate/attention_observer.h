@@ -58,10 +58,11 @@ class AttentionObserver {
     Eigen::VectorXf value_forms;  // v^T M_h v, by token
   };
   struct KvHead {
-    std::vector<float> keys, values;  // of all tokens so far, [token][head_dim]
+    Matrix keys;                // [head_dim][token], of all tokens so far; then zeros
+    std::vector<float> values;  // [token][head_dim]
   };
   struct Scratch {
-    Matrix queries, outputs, output_forms, weights, right, products;
+    Matrix queries, turned_queries, outputs, output_forms, weights, right, products;
   };
 
   void ReadLayer(int layer);

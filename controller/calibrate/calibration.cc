@@ -1,6 +1,7 @@
 #include "controller/calibrate/calibration.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,12 +24,18 @@ size_t TokensOf(absl::Span<const TextWindow> windows) {
   return tokens;
 }
 
-// Windows held out, from the shortest on: enough to tell rungs apart, few enough to be quick.
+// Windows held out, of the two shortest contexts: enough to tell rungs apart, few enough to be
+// quick.
 std::vector<TextWindow> WindowsForCosts(absl::Span<const TextWindow> windows) {
-  constexpr size_t kTokens = 6144;
+  constexpr size_t kTokensOfContext = 2048;
   std::vector<TextWindow> chosen;
-  for (size_t i = windows.size(); i-- > 0 && TokensOf(chosen) < kTokens;) {
-    if (windows[i].held_out) chosen.push_back(windows[i]);
+  std::map<int, size_t> tokens;  // by context
+  for (size_t i = windows.size(); i-- > 0;) {
+    const TextWindow& window = windows[i];
+    if (!window.held_out || (tokens.size() == 2 && !tokens.contains(window.context))) continue;
+    if (tokens[window.context] >= kTokensOfContext) continue;
+    tokens[window.context] += window.tokens.size();
+    chosen.push_back(window);
   }
   return chosen;
 }

@@ -32,7 +32,7 @@ struct CalibrationOptions {
   // For what is learned of tokens: lengths of windows, rising, and tokens of each. Lengths beyond
   // the model's are left out.
   std::vector<int> contexts = {512, 2048, 8192};
-  int tokens_of_context = 20480;
+  int tokens_of_context = 16384;
   int training_steps = 1500;
   uint64_t seed = 1;
   int32_t bos_id = -1;  // the first token of every window, or -1 for none

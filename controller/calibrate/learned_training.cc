@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "controller/calibrate/network.h"
@@ -14,9 +15,7 @@ constexpr int kFeatures = LearnedModel::kFeatures, kHidden = LearnedModel::kHidd
               kClasses = LearnedModel::kClasses;
 constexpr float kRate = 3e-3f, kMinSpread = 1e-9f;
 constexpr int kHeldOutShare = 5;
-// Packed bits per element of kLearnedRungs, with scales; and what the labels shall have.
-constexpr std::array<double, kClasses> kBits = {2.25, 4.25, 8.25, 16};
-constexpr double kLabelBits = 4.25;
+constexpr std::array<double, kClasses> kBits = {2, 4, 8, 16};  // of kLearnedRungs
 
 struct Example {
   std::array<float, kFeatures> features;
@@ -49,19 +48,12 @@ int Label(const Example& example, double tolerance) {
   return label;
 }
 
-double MeanBits(const std::vector<Example>& examples, double tolerance) {
-  double bits = 0;
-  for (const Example& example : examples) bits += kBits[Label(example, tolerance)];
-  return bits / static_cast<double>(examples.size());
-}
-
 double FindTolerance(const std::vector<Example>& examples) {
-  double low = std::log(1e-30), high = std::log(1e30);
-  for (int i = 0; i < 60; ++i) {
-    const double middle = (low + high) / 2;
-    (MeanBits(examples, std::exp(middle)) > kLabelBits ? low : high) = middle;
-  }
-  return std::exp(high);
+  std::vector<double> errors;
+  for (const Example& example : examples) errors.push_back(example.error[0]);
+  const auto middle = errors.begin() + static_cast<ptrdiff_t>((errors.size() - 1) / 2);
+  std::nth_element(errors.begin(), middle, errors.end());
+  return *middle;
 }
 
 // The last fifth of each label's examples, shuffled, is held out.

@@ -4,8 +4,8 @@
 // whose error stays within a tolerance, the error being what errors in its keys and values are
 // expected to move, relative to the residual stream, summed over all layers and heads:
 //   E(rung) = sum of importance_K * key_error(rung) * |k - mean|^2, and the same for the value
-// The tolerance is the one at which the labels take as many bits as the static 4-bit cache that the
-// paper compares with.
+// The tolerance is the one within which half of the tokens stay at 2 bits: since the paper's
+// controller is faster than a static 4-bit cache, it must give many tokens less than that.
 //
 // Loss (the paper's): alpha * cross entropy + beta * sum p_k c_k + gamma * (1 - sum p_k q_k), where
 // the cost c_k is the rung's share of 16 bits, and the quality q_k = 1 / (1 + E(k) / tolerance).

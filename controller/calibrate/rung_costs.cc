@@ -14,6 +14,8 @@
 namespace whit {
 namespace {
 
+// Activations have 16 bits: the noise of rounding them to 8 costs more than keys and values of 8
+// bits do.
 constexpr int kPass = Model::kPrefillBlock;
 
 // A sequence kept at one rung.
@@ -98,6 +100,7 @@ absl::StatusOr<RungDivergence> MeasureDivergence(Model& model, absl::Span<const 
                             .first_position = tables[i].num_tokens(),
                             .kv = &tables[i],
                             .policy = is_exact ? nullptr : arms[i].policy.get(),
+                            .activation_bits = ActivationBits::k16,
                             .logits = ForwardSlice::Logits::kAll}});
         if (!tables[i].status().ok()) return tables[i].status();
         if (is_exact) {
