@@ -11,7 +11,7 @@
 #include "controller/calibrate/importance_training.h"
 #include "controller/calibrate/key_calibration.h"
 #include "controller/calibrate/learned_training.h"
-#include "controller/calibrate/price_curve.h"
+#include "controller/calibrate/price_points.h"
 #include "controller/calibrate/rung_costs.h"
 #include "kvpool/key_means.h"
 
@@ -184,8 +184,9 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
   PolicyFile file;
   file.model = identity;
   file.key_means = keys->key_means;
-  file.prices = PriceCurve(samples->contexts, fit.predicted, fit.model.key_error,
-                           fit.model.value_error, config.head_dim);
+  file.prices =
+      MeasurePrices(samples->contexts, fit.predicted,
+                    {.key = fit.model.key_error, .value = fit.model.value_error}, config.head_dim);
   file.sensitivities = sensitivities;
   file.notes = {{"model", config.name}};
   DescribeTexts(texts, *windows, file.notes);

@@ -6,7 +6,7 @@
 // drawn (calibration_text); the means of keys and queries are measured (key_calibration); exact
 // attention is observed over windows of several lengths (attention_observer), which gives samples
 // (importance_samples); the importance model is fitted to them (importance_training), and what the
-// error of each rung costs is measured (rung_costs); from both follow prices (price_curve); last
+// error of each rung costs is measured (rung_costs); from both follow prices (price_points); last
 // the paper's controller is trained (learned_training).
 #ifndef WHIT_CONTROLLER_CALIBRATE_CALIBRATION_H_
 #define WHIT_CONTROLLER_CALIBRATE_CALIBRATION_H_

@@ -12,6 +12,7 @@
 #include "controller/calibrate/key_statistics.h"
 #include "controller/calibrate/random.h"
 #include "controller/calibrate/token_features.h"
+#include "controller/importance_features.h"
 #include "kvpool/quantizer.h"
 
 namespace whit {
@@ -27,8 +28,6 @@ constexpr int kMinQueriesToCome = 32;
 constexpr int kQuantizedTokens = kTileTokens;
 
 constexpr std::array<Rung, 3> kMeasuredRungs = {Rung::kK2V2, Rung::kK4V4, Rung::kK8V8};
-
-float Log(float x) { return std::log(std::max(x, 1e-12f)); }
 
 float SquaredLength(const float* x, int n) {
   float sum = 0;
@@ -148,58 +147,48 @@ class SampleCollector {
                absl::Span<ImportanceSample> samples) {
     const int layer = pair / config_.num_kv_heads, kv_head = pair % config_.num_kv_heads;
     const int d = config_.head_dim;
+    const size_t group = config_.num_heads / config_.num_kv_heads;
+    const absl::Span<const float> query_means = query_means_.subspan(
+        size_t{1} * layer * config_.query_size() + kv_head * group * d, group * d);
     const AttentionObserver::Sums& sums = observer.sums(layer, kv_head);
     std::vector<float> keys, values;
     kv.Read(layer, kv_head, &keys, &values);
 
     std::vector<float> centered(size_t{1} * kQuantizedTokens * d), quantized_values = centered;
     int quantized = 0;
-    std::vector<float> rest(d);
     for (size_t i = 0; i < positions.size(); ++i) {
       const int j = positions[i];
       const float* key = keys.data() + size_t{1} * j * d;
       const float* value = values.data() + size_t{1} * j * d;
       const float* mean = means_.mean(KeyMeans::Block(j), layer, kv_head);
-      for (int e = 0; e < d; ++e) rest[e] = key[e] - mean[e];
       if (quantized < kQuantizedTokens) {
-        std::copy_n(rest.data(), d, centered.data() + size_t{1} * quantized * d);
+        float* to = centered.data() + size_t{1} * quantized * d;
+        for (int e = 0; e < d; ++e) to[e] = key[e] - mean[e];
         std::copy_n(value, d, quantized_values.data() + size_t{1} * quantized * d);
         ++quantized;
       }
+      // As the policy sees the token when it leaves the ring.
+      float attention = sums.attention[j], squares = sums.squares[j], recent = sums.recent[j];
+      const LeavingTokens token = {
+          .layer = layer,
+          .kv_head = kv_head,
+          .first_position = j,
+          .count = 1,
+          .context = decided_at[j],
+          .head_dim = d,
+          .received = {.sum = &attention, .squares = &squares, .recent = &recent},
+          .keys = key,
+          .values = value,
+          .key_mean = mean};
+      ImportanceFeatureBlock block;
+      ExtractImportanceFeatures(token, 0, 1, query_means, &block);
       ImportanceSample& sample = samples[i];
       sample.pair = pair;
-      const auto queries = static_cast<float>(decided_at[j] - j);
-      const auto set = [&](ImportanceFeature feature, float x) {
-        sample.features[static_cast<size_t>(feature)] = x;
-      };
-      set(ImportanceFeature::kAttention, Log(sums.attention[j] / queries));
-      set(ImportanceFeature::kAttentionSquares, Log(sums.squares[j] / queries));
-      set(ImportanceFeature::kRecentAttention, Log(sums.recent[j]));
-      set(ImportanceFeature::kKeyNorm, Log(std::sqrt(SquaredLength(rest.data(), d))));
-      set(ImportanceFeature::kValueNorm, Log(std::sqrt(SquaredLength(value, d))));
-      set(ImportanceFeature::kExpectedAttention, ExpectedAttention(layer, kv_head, key));
-      set(ImportanceFeature::kQueries, Log(queries));
-      set(ImportanceFeature::kPosition, Log(static_cast<float>(j + 1)));
+      for (int f = 0; f < kNumImportanceFeatures; ++f) sample.features[f] = block.features[f][0];
       const auto to_come = static_cast<float>(static_cast<int>(decided_at.size()) - decided_at[j]);
       sample.importance = {sums.key_importance[j] / to_come, sums.value_importance[j] / to_come};
     }
     Measure(centered.data(), quantized_values.data(), quantized, d, errors_[pair]);
-  }
-
-  // ln of the sum over the group of exp(scale * k . mean query).
-  float ExpectedAttention(int layer, int kv_head, const float* key) const {
-    const int d = config_.head_dim, group = config_.num_heads / config_.num_kv_heads;
-    std::vector<float> scores(group);
-    for (int g = 0; g < group; ++g) {
-      const float* mean = query_means_.data() + size_t{1} * layer * config_.query_size() +
-                          size_t{1} * (kv_head * group + g) * d;
-      for (int e = 0; e < d; ++e) scores[g] += key[e] * mean[e];
-      scores[g] /= std::sqrt(static_cast<float>(d));
-    }
-    const float highest = *std::max_element(scores.begin(), scores.end());
-    float sum = 0;
-    for (float score : scores) sum += std::exp(score - highest);
-    return highest + std::log(sum);
   }
 
   const ModelConfig& config_;

@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <string>
+#include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
@@ -18,21 +17,22 @@ namespace {
 // bits do.
 constexpr int kPass = Model::kPrefillBlock;
 
-// A sequence kept at one rung.
+// A sequence kept at one rung; FP16 needs no policy.
 struct Arm {
   PrecisionPolicySpec spec;
   std::unique_ptr<const PrecisionPolicy> policy;
 };
 
-std::vector<Arm> MakeArms() {
-  std::vector<Arm> arms;
+absl::StatusOr<std::vector<Arm>> MakeArms() {
+  std::vector<Arm> arms(kNumRungs);
   for (int rung = 0; rung < kNumRungs; ++rung) {
-    Arm& arm = arms.emplace_back();
-    if (static_cast<Rung>(rung) != Rung::kFp16) {
-      arm.spec.kind = PrecisionPolicySpec::Kind::kStatic;
-      arm.spec.rung = static_cast<Rung>(rung);
-    }
-    arm.policy = MakePrecisionPolicy(arm.spec);
+    if (static_cast<Rung>(rung) == Rung::kFp16) continue;
+    arms[rung].spec.kind = PrecisionPolicySpec::Kind::kStatic;
+    arms[rung].spec.rung = static_cast<Rung>(rung);
+    absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
+        MakePrecisionPolicy(arms[rung].spec, nullptr);
+    if (!policy.ok()) return policy.status();
+    arms[rung].policy = *std::move(policy);
   }
   return arms;
 }
@@ -70,7 +70,9 @@ double SumDivergence(absl::Span<const float> exact, absl::Span<const float> othe
 absl::StatusOr<RungDivergence> MeasureDivergence(Model& model, absl::Span<const TextWindow> windows,
                                                  absl::FunctionRef<void(size_t tokens)> progress) {
   const ModelConfig& config = model.config();
-  const std::vector<Arm> arms = MakeArms();
+  const absl::StatusOr<std::vector<Arm>> made = MakeArms();
+  if (!made.ok()) return made.status();
+  const std::vector<Arm>& arms = *made;
   size_t longest = 0, tokens = 0, done = 0;
   for (const TextWindow& window : windows) {
     longest = std::max(longest, window.tokens.size());
@@ -94,12 +96,12 @@ absl::StatusOr<RungDivergence> MeasureDivergence(Model& model, absl::Span<const 
     while (!rest.empty()) {
       const auto slice = rest.subspan(0, kPass);
       for (size_t i = arms.size(); i-- > 0;) {  // FP16 first
-        const bool is_exact = arms[i].spec.kind == PrecisionPolicySpec::Kind::kFp16;
+        const bool is_exact = arms[i].policy == nullptr;
         const absl::Span<const float> logits =
             model.Forward({{.tokens = slice,
                             .first_position = tables[i].num_tokens(),
                             .kv = &tables[i],
-                            .policy = is_exact ? nullptr : arms[i].policy.get(),
+                            .policy = arms[i].policy.get(),
                             .activation_bits = ActivationBits::k16,
                             .logits = ForwardSlice::Logits::kAll}});
         if (!tables[i].status().ok()) return tables[i].status();

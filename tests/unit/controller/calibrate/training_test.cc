@@ -6,7 +6,7 @@
 
 #include "controller/calibrate/importance_training.h"
 #include "controller/calibrate/learned_training.h"
-#include "controller/calibrate/price_curve.h"
+#include "controller/calibrate/price_points.h"
 #include "controller/calibrate/random.h"
 #include "controller/calibrate/rung_costs.h"
 
@@ -135,15 +135,15 @@ TEST(MeanSensitivitiesTest, ContextsWeighTheSame) {
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-4) << i;
 }
 
-TEST(PriceCurveTest, BitsFallAsThePriceRises) {
+TEST(MeasurePricesTest, BitsFallAsThePriceRises) {
   std::vector<SamplesOfContext> contexts = MakeContexts();
   std::vector<std::vector<std::array<float, 2>>> predicted;
   for (const SamplesOfContext& context : contexts) {
     std::vector<std::array<float, 2>>& of = predicted.emplace_back();
     for (const ImportanceSample& sample : context.held_out) of.push_back(sample.importance);
   }
-  const std::array<float, 3> key_error = {0.2f, 0.01f, 0.0001f}, value_error = {0.3f, 0.01f, 1e-4f};
-  const auto curve = PriceCurve(contexts, predicted, key_error, value_error, 64);
+  const RungErrors errors = {.key = {0.2f, 0.01f, 0.0001f}, .value = {0.3f, 0.01f, 1e-4f}};
+  const auto curve = MeasurePrices(contexts, predicted, errors, 64);
   ASSERT_GT(curve.size(), 32);
   EXPECT_NEAR(curve.front().bits, 8.25, 0.1);
   EXPECT_NEAR(curve.back().bits, 2.25, 0.1);
@@ -152,15 +152,16 @@ TEST(PriceCurveTest, BitsFallAsThePriceRises) {
     EXPECT_GT(curve[i].price, curve[i - 1].price);
     EXPECT_LT(curve[i - 1].bits - curve[i].bits, 0.6);
   }
-  EXPECT_TRUE(PriceCurve({}, {}, key_error, value_error, 64).empty());
+  EXPECT_TRUE(MeasurePrices({}, {}, errors, 64).empty());
 }
 
-TEST(PriceCurveTest, ATokenMovesWhereTheCostsSay) {
+TEST(MeasurePricesTest, ATokenMovesWhereTheCostsSay) {
   // One token with importance and energy 1: from K8V8 to K8V4 and so on, when what the step saves
   // at the price is what it costs in error.
   std::vector<SamplesOfContext> contexts(1);
   contexts[0].held_out.resize(1);  // features 0: norms 1
-  const auto curve = PriceCurve(contexts, {{{1, 1}}}, {0.5f, 0.02f, 0}, {0.25f, 0.01f, 0}, 64);
+  const auto curve = MeasurePrices(contexts, {{{1, 1}}},
+                                   {.key = {0.5f, 0.02f, 0}, .value = {0.25f, 0.01f, 0}}, 64);
   ASSERT_FALSE(curve.empty());
   for (const PolicyFile::PricePoint& point : curve) {
     // Values lose 4 bits of 64 elements for 0.01, keys for 0.02; then 2 bits for 0.24 and 0.48.
