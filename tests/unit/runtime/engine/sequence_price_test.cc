@@ -56,8 +56,8 @@ class SequencePriceTest : public ::testing::Test {
     queued.policy = policy != nullptr
                         ? std::move(policy)
                         : MakePrecisionPolicy(queued.request.kv_policy, nullptr).value();
-    queued.reservation_bytes =
-        ReservationBytes(queued.request.kv_policy, model(), prompt_tokens + new_tokens);
+    queued.reservation_bytes = ReservationBytes(queued.request.kv_policy, kDefaultRing, model(),
+                                                prompt_tokens + new_tokens);
     queued.sink = client.sink();
     ASSERT_TRUE(queue_->Submit(std::move(queued)).ok());
   }
@@ -150,8 +150,8 @@ TEST_F(SequencePriceTest, BitsAreDearerInAFullPool) {
     return core_->snapshot().price;
   };
   // Hardly more than the requests reserve.
-  const size_t reserved =
-      kRequests * ReservationBytes(*ParsePrecisionPolicy("adaptive:8"), model(), 1200);
+  const size_t reserved = kRequests * ReservationBytes(*ParsePrecisionPolicy("adaptive:8"),
+                                                       kDefaultRing, model(), 1200);
   const size_t tight = (reserved / PagePool::kSlabBytes + 1) * PagePool::kSlabBytes;
   EXPECT_GT(price_with(tight), 1.5 * price_with(4 * tight));
 }
