@@ -72,7 +72,12 @@ RecentRing RingOf(const PrecisionPolicySpec& spec, const RecentRing& quantizing)
   if (spec.kind == PrecisionPolicySpec::Kind::kFp16) {
     return {.rung = Rung::kFp16, .tokens = 0, .sink_rung = Rung::kFp16};
   }
-  return quantizing;
+  RecentRing ring = quantizing;
+  if (spec.kind == PrecisionPolicySpec::Kind::kAdaptive && ring.growth == 0) {
+    ring.growth = 32;
+    ring.max_tokens = 256;
+  }
+  return ring;
 }
 
 absl::Status CheckRingTokens(int64_t tokens) {
