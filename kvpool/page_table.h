@@ -119,6 +119,7 @@ class PageTable {
   // Appended to every (layer, head); lags while a forward pass is under way.
   int num_tokens() const { return lists_.back().tokens; }
   const PagePool& pool() const { return *pool_; }
+  const RecentRing& ring() const { return ring_; }
   const KeyMeans* key_means() const { return means_; }
 
   // What the table holds, over all layers and KV heads.

@@ -78,6 +78,7 @@ absl::StatusOr<Request> ToEngineRequest(const Proto& proto,
   Request request;
   request.kv_policy = precision->policy;
   request.kv_target_bits = precision->target_bits;
+  request.explain = proto.kv_cache().explain();
   request.sampling = ToSamplingParams(proto.sampling());
   const v1::StoppingCriteria& stopping = proto.stopping();
   if (stopping.has_max_new_tokens()) request.max_new_tokens = stopping.max_new_tokens();

@@ -68,6 +68,16 @@ v1::KvCacheUsage ToKvCacheUsage(const KvUsage& usage, const PrecisionPolicySpec&
   return proto;
 }
 
+void AddExplanation(const Completion& completion, const Tokenizer& tokenizer,
+                    v1::KvCacheUsage& usage) {
+  for (const TokenPrecision& token : completion.precision) {
+    v1::TokenPrecision* proto = usage.add_tokens();
+    proto->set_token_id(token.id);
+    proto->set_token(std::string(tokenizer.TokenBytes(token.id)));
+    proto->set_bits(token.bits);
+  }
+}
+
 v1::Timings ToTimings(const Completion& completion) {
   v1::Timings timings;
   timings.set_queue_seconds(absl::ToDoubleSeconds(completion.queue_time));

@@ -23,6 +23,9 @@ std::string_view FinishReasonName(FinishReason reason);
 
 v1::Usage ToUsage(const Completion& completion);
 v1::KvCacheUsage ToKvCacheUsage(const KvUsage& usage, const PrecisionPolicySpec& policy);
+// What KvCacheOptions.explain asks for.
+void AddExplanation(const Completion& completion, const Tokenizer& tokenizer,
+                    v1::KvCacheUsage& usage);
 v1::Timings ToTimings(const Completion& completion);
 
 // Adds tokens, text and log-probabilities. `Proto` is GenerateStreamResponse or GenerateResponse.

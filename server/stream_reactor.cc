@@ -68,6 +68,7 @@ void StreamReactor::WriteNext() {
 void StreamReactor::WriteLast(v1::GenerateStreamResponse response, const Completion& completion) {
   const absl::Status status = FinalStatus(completion, call_->cancel_reason());
   SetCompletion(completion, setup_.policy, response);
+  AddExplanation(completion, setup_.model->tokenizer(), *response.mutable_kv_cache());
   if (!status.ok()) response.set_error_message(ToUtf8(ShortMessage(status)));
   response.set_request_id(log_.request_id());
   message_ = SerializeMessage(response);

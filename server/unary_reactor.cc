@@ -64,6 +64,7 @@ void GenerateReactor::Answer(const TokenSink::Delivery& output, grpc::ByteBuffer
   v1::GenerateResponse proto;
   AddOutput(output, setup_.proto.has_logprobs(), setup_.model->tokenizer(), proto);
   SetCompletion(*output.completion, setup_.policy, proto);
+  AddExplanation(*output.completion, setup_.model->tokenizer(), *proto.mutable_kv_cache());
   proto.set_request_id(log_.request_id());
   *response = SerializeMessage(proto);
 }
@@ -119,6 +120,7 @@ absl::StatusOr<Request> ScoreReactor::Encode() {
   request.deadline = DeadlineOf(*rpc_);
   request.kv_policy = precision_.policy;
   request.kv_target_bits = precision_.target_bits;
+  request.explain = proto_.kv_cache().explain();
   request.max_new_tokens = 0;
   absl::StatusOr<std::vector<int32_t>> context =
       IsEmpty(proto_.context()) ? BeginOfText(model_->tokenizer())
@@ -149,6 +151,7 @@ void ScoreReactor::Answer(const TokenSink::Delivery& output, grpc::ByteBuffer* r
   proto.set_total_logprob(total);
   *proto.mutable_usage() = ToUsage(*output.completion);
   *proto.mutable_kv_cache() = ToKvCacheUsage(output.completion->kv, precision_.policy);
+  AddExplanation(*output.completion, model_->tokenizer(), *proto.mutable_kv_cache());
   *response = SerializeMessage(proto);
 }
 

@@ -46,6 +46,7 @@ struct Request {
   // True bits per element that this request is to hold in the mean, with `adaptive` alone; 0: the
   // policy's or the server's target.
   double kv_target_bits = 0;
+  bool explain = false;  // fill Completion::precision
 };
 
 // Targets of true bits, a request's and the server's.
@@ -79,6 +80,11 @@ struct KvUsage {
   std::array<size_t, kNumRungs> bytes_by_rung{};
 };
 
+struct TokenPrecision {
+  int32_t id = 0;
+  float bits = 0;  // packed bits per element, over layers and KV heads; 0: not known
+};
+
 // The end of a request, given to its sink exactly once.
 struct Completion {
   FinishReason reason = FinishReason::kError;
@@ -87,6 +93,7 @@ struct Completion {
   int cached_tokens = 0;
   int completion_tokens = 0;
   KvUsage kv{};
+  std::vector<TokenPrecision> precision{};  // of the tokens in the KV cache, in order; if asked for
   absl::Duration queue_time{}, prefill_time{}, decode_time{};
   absl::Duration time_to_first_token{};  // from Submit; infinite if there was none
 };

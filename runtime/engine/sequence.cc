@@ -4,7 +4,16 @@
 #include <iterator>
 #include <utility>
 
+#include "controller/rung_choice.h"
+
 namespace whit {
+namespace {
+
+int ExplainedTokens(const Request& request) {
+  return request.explain ? static_cast<int>(request.prompt.size() + request.max_new_tokens) : 0;
+}
+
+}  // namespace
 
 Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv,
                    const Tokenizer& tokenizer, const PriceCurve& prices, bool server_has_target,
@@ -13,7 +22,8 @@ Sequence::Sequence(QueuedRequest queued, const ModelConfig& model, PageTable kv,
       model_(model),
       tokenizer_(tokenizer),
       kv_(std::move(kv)),
-      price_(request().kv_policy, request().kv_target_bits, model, prices, server_has_target),
+      price_(request().kv_policy, request().kv_target_bits, model, prices, server_has_target,
+             ExplainedTokens(request())),
       cached_tokens_(kv_.num_tokens()),
       signals_(queued_.policy->needs(), model.num_layers, model.num_kv_heads, cached_tokens_),
       tokens_(std::move(queued_.request.prompt)),
@@ -120,15 +130,17 @@ void Sequence::End(FinishReason reason, absl::Status status) {
 }
 
 Completion Sequence::MakeCompletion(absl::Time now) const {
-  Completion completion = {.reason = finish_reason_,
-                           .status = status_,
-                           .prompt_tokens = static_cast<int>(prompt_tokens_),
-                           .cached_tokens = cached_tokens_,
-                           .completion_tokens = generated_tokens(),
-                           .kv = MeasureKv(),
-                           .queue_time = started_ - queued_.submitted,
-                           .prefill_time = now - started_,
-                           .time_to_first_token = first_token_ - queued_.submitted};
+  Completion completion = {
+      .reason = finish_reason_,
+      .status = status_,
+      .prompt_tokens = static_cast<int>(prompt_tokens_),
+      .cached_tokens = cached_tokens_,
+      .completion_tokens = generated_tokens(),
+      .kv = MeasureKv(),
+      .precision = request().explain ? Explain() : std::vector<TokenPrecision>(),
+      .queue_time = started_ - queued_.submitted,
+      .prefill_time = now - started_,
+      .time_to_first_token = first_token_ - queued_.submitted};
   if (generated_tokens() > 0) {
     completion.prefill_time = first_token_ - started_;
     completion.decode_time = last_token_ - first_token_;
@@ -150,6 +162,22 @@ KvUsage Sequence::MeasureKv() const {
     usage.tokens_by_rung[i] = static_cast<double>(held.tokens_by_rung[i]) / lists;
   }
   return usage;
+}
+
+std::vector<TokenPrecision> Sequence::Explain() const {
+  const RecentRing& ring = kv_.ring();
+  std::vector<TokenPrecision> tokens;
+  for (int position = 0; position < kv_.num_tokens(); ++position) {
+    double bits = price_.decisions().MeanBits(position, model_.head_dim);
+    // What was not decided here lies where it was put, unless it came with its decisions.
+    if (position < kTileTokens) {
+      bits = PackedBits(ring.sink_rung, model_.head_dim);
+    } else if (bits == 0 && position >= cached_tokens_) {
+      bits = PackedBits(ring.rung, model_.head_dim);
+    }
+    tokens.push_back({.id = tokens_[position], .bits = static_cast<float>(bits)});
+  }
+  return tokens;
 }
 
 Completion CompletionWithoutRunning(const QueuedRequest& queued, FinishReason reason,

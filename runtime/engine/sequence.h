@@ -79,6 +79,7 @@ class Sequence {
   bool EndsGeneration(int32_t token) const;
   void AppendText(std::string_view bytes);
   KvUsage MeasureKv() const;
+  std::vector<TokenPrecision> Explain() const;
 
   QueuedRequest queued_;
   const ModelConfig& model_;

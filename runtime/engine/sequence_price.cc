@@ -6,8 +6,10 @@ namespace whit {
 
 SequencePrice::SequencePrice(const PrecisionPolicySpec& policy, double target_true_bits,
                              const ModelConfig& model, const PriceCurve& curve,
-                             bool server_has_target)
-    : model_(model), pays_(policy.kind == PrecisionPolicySpec::Kind::kAdaptive) {
+                             bool server_has_target, int explained_tokens)
+    : model_(model),
+      pays_(policy.kind == PrecisionPolicySpec::Kind::kAdaptive),
+      decisions_(explained_tokens) {
   if (!pays_) return;
   if (target_true_bits > 0) {
     target_bits_ = target_true_bits;

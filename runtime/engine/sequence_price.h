@@ -17,9 +17,11 @@ class SequencePrice {
  public:
   // `model` outlives it; `curve` is the model's. The price is the sequence's own if it has a
   // target: of packed bits in its policy's name, of true bits beside it (0: none), or the default
-  // one if the server has none to give.
+  // one if the server has none to give. Decisions about the first `explained_tokens` tokens are
+  // also kept one by one.
   SequencePrice(const PrecisionPolicySpec& policy, double target_true_bits,
-                const ModelConfig& model, const PriceCurve& curve, bool server_has_target);
+                const ModelConfig& model, const PriceCurve& curve, bool server_has_target,
+                int explained_tokens = 0);
 
   // Whether the policy asks for a price at all, and whether the server's applies.
   bool pays() const { return pays_; }

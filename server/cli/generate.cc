@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "server/cli/commands.h"
+#include "server/cli/explanation.h"
 #include "server/cli/generation_flags.h"
 #include "server/cli/stream.h"
 
@@ -20,6 +21,7 @@ struct GenerateFlags {
   bool chat = false;
   std::string system;
   bool quiet = false;
+  bool explain = false;
   v1::GenerateStreamRequest request;
 };
 
@@ -45,10 +47,15 @@ void FillPrompt(const GenerateFlags& flags, v1::Prompt& prompt) {
 
 int Generate(GenerateFlags& flags, const CommandContext& context) {
   FillPrompt(flags, *flags.request.mutable_prompt());
+  if (flags.explain) flags.request.mutable_kv_cache()->set_explain(true);
   const auto stub = ConnectStub(context.flags);
   const StreamResult result = ShowStream(*stub, flags.request, context.flags, context.interrupts);
   if (!result.status.ok()) {
     return ReportFailure(result.status, context.flags, result.interrupted);
+  }
+  if (!context.flags.json && flags.explain) {
+    std::printf("\n%s", RenderExplanation(result.final.kv_cache()).c_str());
+    std::fflush(stdout);
   }
   if (!context.flags.json && !flags.quiet) {
     std::fprintf(stderr, "whit: %s\n", Summary(result.final).c_str());
@@ -74,6 +81,10 @@ void AddGenerate(CLI::App& app, CommandContext context) {
   prompt->excludes(token_ids);
   chat->excludes(token_ids);
   command->add_flag("--quiet", flags->quiet, "no line of figures on standard error");
+  command->add_flag(
+      "--explain", flags->explain,
+      "then show prompt and text again, each token coloured by the bits that its keys "
+      "and values were kept at; with --json, the last line has the numbers");
   AddGenerationFlags(*command, flags->request);
   AddConnectionFlags(*command, context.flags);
   command->callback([=] {

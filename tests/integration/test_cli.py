@@ -85,6 +85,17 @@ def test_generate_passes_every_sampling_and_stopping_flag(server, whit):
         assert message in error(flag)
 
 
+def test_explain_shows_what_each_token_was_kept_at(server, whit):
+    done = whit(server, "generate", "Explain " + "x" * 200, "--explain", "--max-new-tokens=8",
+                "--kv-policy=static:K2V2")
+    assert done.returncode == 0 and "\x1b[48;5;" in done.stdout and "bits per element:" in done.stdout
+    *_, last = lines(whit(server, "generate", "Explain " + "x" * 200, "--explain", "--json",
+                          "--max-new-tokens=8", "--kv-policy=static:K2V2"))
+    bits = [token["bits"] for token in last["kv_cache"]["tokens"]]
+    assert len(bits) == last["usage"]["prompt_tokens"] + 7
+    assert bits[0] == 16 and min(bits) == 3  # the sink; 2 bits and a scale for 16 dimensions
+
+
 def test_two_stop_strings_are_two(server, whit):
     flags = ("--max-new-tokens=60", "--quiet", "--temperature=1.5", "--seed=1")
     whole = whit(server, "generate", "Stop", *flags).stdout

@@ -18,7 +18,7 @@ TEST(ToJsonTest, KeepsFieldNamesAndNumbers) {
   rung.set_tokens(0.5);
   EXPECT_EQ(ToJson(usage).dump(),
             R"({"true_bytes":1152921504606846976,"fp16_equivalent_bytes":0,"mean_bits":4.25,)"
-            R"("rungs":[{"rung":"FP16","tokens":0.5,"bytes":0}],"policy":"fp16"})");
+            R"("rungs":[{"rung":"FP16","tokens":0.5,"bytes":0}],"policy":"fp16","tokens":[]})");
 }
 
 TEST(ToJsonTest, LeavesOutMessagesAndOptionalFieldsThatAreNotSet) {

@@ -53,6 +53,7 @@ class SequencePriceTest : public ::testing::Test {
     queued.request.sampling.seed = 1;
     queued.request.kv_policy = *ParsePrecisionPolicy(name);
     queued.request.kv_target_bits = target_bits;
+    queued.request.explain = explain_;
     queued.policy = policy != nullptr
                         ? std::move(policy)
                         : MakePrecisionPolicy(queued.request.kv_policy, nullptr).value();
@@ -71,6 +72,7 @@ class SequencePriceTest : public ::testing::Test {
   int64_t lists() const { return int64_t{1} * model().num_layers * model().num_kv_heads; }
 
   TinyRuntime runtime_;
+  bool explain_ = false;
   std::unique_ptr<RequestQueue> queue_;
   std::unique_ptr<EngineCore> core_;
 };
@@ -134,6 +136,28 @@ TEST_F(SequencePriceTest, TrueBitsAreHeldAtTheServersTargetOverAllWhoFollowIt) {
   }
   EXPECT_NEAR(bits / elements, 5.5, kTrueBitsTolerance * 5.5);
   EXPECT_GT(Finish(other).kv.mean_bits, 7);
+}
+
+TEST_F(SequencePriceTest, EveryTokenIsExplainedIfThatWasAskedFor) {
+  Start({.max_cached_prefixes = 0});
+  Client plain, explained;
+  Submit("static:K4V4", 0, 200, 30, plain);
+  EXPECT_TRUE(Finish(plain).precision.empty());
+  explain_ = true;
+  Submit("static:K4V4", 0, 200, 30, explained);
+  const Completion& completion = Finish(explained);
+  const std::vector<int32_t> prompt = runtime_.Prompt(200);
+  ASSERT_EQ(completion.precision.size(), 229u);
+  for (size_t i = 0; i < completion.precision.size(); ++i) {
+    const TokenPrecision& token = completion.precision[i];
+    EXPECT_EQ(token.id, i < 200 ? prompt[i] : explained.Poll().ids()[i - 200]);
+    // The sink, what was decided, the ring.
+    if (i < 16 || i >= 229 - 32) {
+      EXPECT_EQ(token.bits, i < 16 ? 16 : 9);
+    } else if (i < 229 - 32 - 16) {
+      EXPECT_EQ(token.bits, 5);
+    }
+  }
 }
 
 TEST_F(SequencePriceTest, BitsAreDearerInAFullPool) {
