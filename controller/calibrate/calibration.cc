@@ -138,8 +138,9 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
   const size_t mean_tokens = TokensOf(*mean_windows), tokens = TokensOf(*windows);
 
   const absl::StatusOr<KeyCalibration> keys =
-      CalibrateKeys(model, *mean_windows, options.contexts,
-                    [&](size_t done) { progress("measuring keys", done, mean_tokens); });
+      CalibrateKeys(model, *mean_windows, options.contexts, [&](size_t done) {
+        progress({"measuring keys", "tokens"}, done, mean_tokens);
+      });
   if (!keys.ok()) return keys.status();
   KeyMeans means({.num_layers = config.num_layers,
                   .num_kv_heads = config.num_kv_heads,
@@ -148,24 +149,29 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
                  keys->key_means);
   means.Prepare(options.contexts.back());
 
-  const absl::StatusOr<CollectedSamples> samples =
-      CollectSamples(model, means, keys->query_means, *windows, {.seed = options.seed},
-                     [&](size_t done) { progress("observing attention", done, tokens); });
+  const absl::StatusOr<CollectedSamples> samples = CollectSamples(
+      model, means, keys->query_means, *windows, {.seed = options.seed}, [&](size_t done) {
+        progress({"observing attention", "tokens"}, done, tokens);
+      });
   if (!samples.ok()) return samples.status();
 
   const int num_pairs = config.num_layers * config.num_kv_heads;
   const size_t steps = size_t{2} * options.training_steps;
-  ImportanceFit fit = FitImportance(
-      samples->contexts, num_pairs, {.steps = options.training_steps, .seed = options.seed}, pool,
-      [&](size_t done) { progress("learning importance", done, steps); });
+  ImportanceFit fit = FitImportance(samples->contexts, num_pairs,
+                                    {.steps = options.training_steps, .seed = options.seed}, pool,
+                                    [&](size_t done) {
+                                      progress({"learning importance", "steps"}, done, steps);
+                                    });
   fit.model.query_means = keys->query_means;
   const std::vector<float> sensitivities = MeanSensitivities(samples->contexts, num_pairs);
 
   const std::vector<TextWindow> cost_windows = WindowsForCosts(*windows);
   const size_t cost_tokens = kDivergenceRuns * TokensOf(cost_windows);
   model.SetKeyMeans(keys->key_means);
-  const absl::StatusOr<RungDivergence> divergence = MeasureDivergence(
-      model, cost_windows, [&](size_t done) { progress("measuring rungs", done, cost_tokens); });
+  const absl::StatusOr<RungDivergence> divergence =
+      MeasureDivergence(model, cost_windows, [&](size_t done) {
+        progress({"measuring rungs", "tokens"}, done, cost_tokens);
+      });
   if (!divergence.ok()) return divergence.status();
   const RungCosts costs =
       CostsOf(*divergence, sensitivities, samples->key_error, samples->value_error);
@@ -175,11 +181,11 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
   }
 
   const LearnedFitOptions learned_options = {.steps = options.training_steps, .seed = options.seed};
-  const LearnedFit learned =
-      FitLearned(samples->contexts, fit.model.key_error, fit.model.value_error, learned_options,
-                 pool, [&](size_t done) {
-                   progress("training the learned controller", done, options.training_steps);
-                 });
+  const LearnedFit learned = FitLearned(
+      samples->contexts, fit.model.key_error, fit.model.value_error, learned_options, pool,
+      [&](size_t done) {
+        progress({"training the learned controller", "steps"}, done, options.training_steps);
+      });
 
   PolicyFile file;
   file.model = identity;
@@ -198,6 +204,11 @@ absl::StatusOr<PolicyFile> Calibrate(Model& model, const ModelIdentity& identity
   DescribeLearned(learned, learned_options, file.notes);
   file.importance = std::move(fit.model);
   file.learned = learned.model;
+  // Weights that overflow somewhere would be refused only when the file is read.
+  if (absl::Status status = ParsePolicyFile(SerializePolicyFile(file)).status(); !status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nothing useful can be learned of this model: ", status.message()));
+  }
   return file;
 }
 

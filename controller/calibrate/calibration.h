@@ -13,7 +13,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -38,9 +37,13 @@ struct CalibrationOptions {
   int32_t bos_id = -1;  // the first token of every window, or -1 for none
 };
 
-// Told what is being done, and how much of it.
+// What is being done, and what of it is counted.
+struct CalibrationPhase {
+  const char* name;
+  const char* unit;
+};
 using CalibrationProgress =
-    absl::FunctionRef<void(const std::string& phase, size_t done, size_t total)>;
+    absl::FunctionRef<void(const CalibrationPhase& phase, size_t done, size_t total)>;
 
 // The file's notes tell how it was made and figures of text held out. The result does not depend on
 // the number of threads. INVALID_ARGUMENT if the texts are too short; RESOURCE_EXHAUSTED if the

@@ -134,11 +134,11 @@ absl::StatusOr<LoadedModel> LoadModel(const std::string& path, ThreadPool& pool)
 // Shows each phase as a bar of its own.
 class PhaseBar {
  public:
-  void Update(const std::string& phase, size_t done, size_t total) {
-    if (!bar_.has_value() || phase != phase_) {
+  void Update(const CalibrationPhase& phase, size_t done, size_t total) {
+    if (!bar_.has_value() || phase.name != phase_) {
       bar_.reset();
-      phase_ = phase;
-      bar_.emplace(phase, total);
+      phase_ = phase.name;
+      bar_.emplace(phase.name, phase.unit, total);
     }
     bar_->Update(done);
   }
@@ -166,7 +166,7 @@ absl::Status Run(Options options) {
   std::optional<PhaseBar> bar(std::in_place);
   const absl::StatusOr<PolicyFile> file =
       Calibrate(*loaded->model, loaded->identity, texts, options.calibration,
-                [&](const std::string& phase, size_t done, size_t total) {
+                [&](const CalibrationPhase& phase, size_t done, size_t total) {
                   bar->Update(phase, done, total);
                 });
   bar.reset();

@@ -53,8 +53,8 @@ absl::StatusOr<PolicyFile> RunOn(
                     .contexts = {200, 400, 100'000},
                     .tokens_of_context = 800,
                     .training_steps = kSteps},
-                   [&](const std::string& phase, size_t done, size_t total) {
-                     if (phases != nullptr) (*phases)[phase] = {done, total};
+                   [&](const CalibrationPhase& phase, size_t done, size_t total) {
+                     if (phases != nullptr) (*phases)[phase.name] = {done, total};
                    });
 }
 
