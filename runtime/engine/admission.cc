@@ -29,12 +29,13 @@ absl::Status Draining() {
 
 // What one (layer, KV head) takes at most. Tokens leave the ring when a block of the prompt is
 // complete, so up to a block more than the ring is meant to hold waits in it.
-size_t ListBytes(const PrecisionPolicySpec& policy, const RecentRing& ring, int head_dim,
+size_t ListBytes(const PrecisionPolicySpec& policy, const RecentRing& quantizing, int head_dim,
                  int64_t tokens) {
   const int64_t pages = (tokens + kTileTokens - 1) / kTileTokens;
   if (policy.kind == PrecisionPolicySpec::Kind::kFp16) {
     return pages * PageBytes(Rung::kFp16, head_dim);
   }
+  const RecentRing ring = RingOf(policy, quantizing);
   const std::vector<Rung> rungs = PossibleRungs(policy);
   const size_t dearest = PageBytes(rungs.back(), head_dim);
   const size_t ring_page = PageBytes(ring.rung, head_dim);

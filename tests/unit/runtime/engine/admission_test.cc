@@ -74,16 +74,16 @@ constexpr RecentRing kRings[] = {
 };
 
 // A sequence whose prompt comes in the longest chunks never holds more than was reserved for it.
-void ExpectWithinReservation(const PrecisionPolicySpec& spec, const RecentRing& ring, int tokens) {
+void ExpectWithinReservation(const PrecisionPolicySpec& spec, const RecentRing& ring,
+                             const PrecisionPolicy& policy, int tokens) {
   const ModelConfig model = Model(64);
-  const auto policy = MakePrecisionPolicy(spec, nullptr).value();
   const auto pool =
       *PagePool::Create({.capacity_bytes = 200 * PagePool::kSlabBytes, .head_dim = 64});
   PageTable table(pool.get(), {model.num_layers, model.num_kv_heads}, RingOf(spec, ring), nullptr);
   const std::vector<float> rows(size_t{1} * tokens * 64, 1.0f);
   const size_t reserved = ReservationBytes(spec, ring, model, tokens);
   for (int first = 0; first < tokens;) {
-    const int count = std::min<int>(tokens - first, first < 500 ? Model::kPrefillBlock : 1);
+    const int count = std::min<int>(tokens - first, first % 1000 < 500 ? Model::kPrefillBlock : 1);
     for (int i = 0; i < model.num_layers * model.num_kv_heads; ++i) {
       const int layer = i / model.num_kv_heads, head = i % model.num_kv_heads;
       table.Append(layer, head, count, {.keys = rows.data(), .values = rows.data(), .stride = 64});
@@ -94,11 +94,11 @@ void ExpectWithinReservation(const PrecisionPolicySpec& spec, const RecentRing& 
       PageTable::LeavingPage page;
       while (table.NextLeaving(layer, head, &page)) {
         std::vector<Rung> rungs(page.tokens);
-        policy->Decide({.layer = layer,
-                        .kv_head = head,
-                        .first_position = page.first_position,
-                        .count = page.tokens},
-                       absl::MakeSpan(rungs));
+        policy.Decide({.layer = layer,
+                       .kv_head = head,
+                       .first_position = page.first_position,
+                       .count = page.tokens},
+                      absl::MakeSpan(rungs));
         table.Settle(layer, head, rungs);
       }
     }
@@ -113,10 +113,19 @@ TEST(ReservationBytesTest, TablesStayWithinTheirReservation) {
     for (size_t ring = 0; ring < std::size(kRings); ++ring) {
       for (int tokens : {1, 16, 17, 33, 128, 160, 177, 1000}) {
         SCOPED_TRACE(testing::Message() << policy << ", ring " << ring << ", " << tokens);
-        ExpectWithinReservation(*ParsePrecisionPolicy(policy), kRings[ring], tokens);
+        const PrecisionPolicySpec spec = *ParsePrecisionPolicy(policy);
+        ExpectWithinReservation(spec, kRings[ring], *MakePrecisionPolicy(spec, nullptr).value(),
+                                tokens);
       }
     }
   }
+}
+
+// The ring of adaptive grows with the sequence, here at a rung above all that it may choose.
+TEST(ReservationBytesTest, AGrowingRingIsReservedFor) {
+  constexpr RecentRing kExact = {.rung = Rung::kFp16, .tokens = 32};
+  const auto dearest = MakePrecisionPolicy(*ParsePrecisionPolicy("static:K8V8"), nullptr).value();
+  ExpectWithinReservation(*ParsePrecisionPolicy("adaptive"), kExact, *dearest, 8500);
 }
 
 TEST(ReservationBytesTest, ALargerRingIsReservedFor) {
