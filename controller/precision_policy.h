@@ -27,7 +27,8 @@ inline constexpr RecentRing kDefaultRing = {
     .rung = Rung::kK8V8, .tokens = 32, .sink_rung = Rung::kFp16};
 
 // How sequences of a policy keep them: as `quantizing` says, but at fp16 all tokens are alike, and
-// `adaptive` keeps more of a long sequence, of which it then knows more: one token in 32, up to 256.
+// `adaptive` keeps more of a long sequence, of which it then knows more: one token in 32, up to
+// 256.
 RecentRing RingOf(const PrecisionPolicySpec& spec, const RecentRing& quantizing = kDefaultRing);
 
 // Tokens leave the ring by whole pages. INVALID_ARGUMENT names the bounds.

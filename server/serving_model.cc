@@ -70,8 +70,8 @@ void LogPolicy(const ServerOptions& options, const std::optional<FoundPolicy>& f
   if (generic || !found.has_value()) {
     fields.push_back({"remedy", absl::StrCat("whit-calibrate --model=", options.model_path)});
   }
-  const bool fine = !quantizes || options.kv_policy_file == kNoPolicyFile ||
-                    (found.has_value() && !generic);
+  const bool fine =
+      !quantizes || options.kv_policy_file == kNoPolicyFile || (found.has_value() && !generic);
   logger.Log(fine ? LogLevel::kInfo : LogLevel::kWarn, event, fields);
 }
 

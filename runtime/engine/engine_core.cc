@@ -104,8 +104,11 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
 
 PageTable EngineCore::TableFor(const Request& request) {
   PageTable table = model_.NewPageTable(*pool_, RingOf(request.kv_policy, options_.kv_ring));
-  // A scored prompt needs rows of logits, and every prompt its last token's.
-  if (options_.max_cached_prefixes == 0 || request.score_tokens > 0) return table;
+  // A scored prompt needs rows of logits, and every prompt its last token's. Decisions on cached
+  // tokens are not kept, so whoever wants them explained has them taken anew.
+  if (options_.max_cached_prefixes == 0 || request.score_tokens > 0 || request.explain) {
+    return table;
+  }
   const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
   {
     absl::MutexLock lock(&prefixes_mutex_);

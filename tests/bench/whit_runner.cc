@@ -47,13 +47,12 @@ absl::StatusOr<std::unique_ptr<WhitRunner>> WhitRunner::Create(const Options& op
   absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
       MakePrecisionPolicy(options.kv_policy, policy_file ? &policy_file->file : nullptr);
   if (!policy.ok()) return policy.status();
-  return std::unique_ptr<WhitRunner>(
-      new WhitRunner(*std::move(model), std::move(policy_file), *std::move(pool),
-                     options.kv_policy, *std::move(policy)));
+  return std::unique_ptr<WhitRunner>(new WhitRunner(*std::move(model), std::move(policy_file),
+                                                    *std::move(pool), options.kv_policy,
+                                                    *std::move(policy)));
 }
 
-WhitRunner::WhitRunner(std::unique_ptr<Model> model,
-                       std::unique_ptr<const FoundPolicy> policy_file,
+WhitRunner::WhitRunner(std::unique_ptr<Model> model, std::unique_ptr<const FoundPolicy> policy_file,
                        std::unique_ptr<PagePool> pool, const PrecisionPolicySpec& kv_policy,
                        std::unique_ptr<const PrecisionPolicy> policy)
     : model_(std::move(model)),

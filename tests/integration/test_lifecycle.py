@@ -98,6 +98,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(start, slow_model):
     with server.client() as stub:
         first = stub.GenerateStream(request("Go on", **LONG))
         next(first)
+        next(first)  # by now the rate counts a token
         second = stub.GenerateStream(request("Me too", **LONG))
         eventually(lambda: server.capacity().requests_waiting == 1, "the second waits")
         got = Stream(stub.GenerateStream(request("And me", **LONG)))
