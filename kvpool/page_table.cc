@@ -4,6 +4,15 @@
 #include <utility>
 
 namespace whit {
+namespace {
+
+// Room for one more entry. Grows by a quarter: doubling would leave up to half of a long sequence's
+// metadata unused.
+void ReserveOne(std::vector<PageEntry>& pages) {
+  if (pages.size() == pages.capacity()) pages.reserve(pages.size() + pages.size() / 4 + 4);
+}
+
+}  // namespace
 
 class PageTable::SettledBlock {
  public:
@@ -85,6 +94,7 @@ void PageTable::Append(int layer, int kv_head, int num_tokens, TokenRows rows) {
       PageEntry page;
       const Rung rung = list.pages.empty() ? ring_.sink_rung : ring_.rung;
       if (!NewPage(rung, list.tokens, &page)) return;
+      ReserveOne(list.pages);
       list.pages.push_back(page);
     }
     PageEntry& page = list.pages.back();
@@ -207,6 +217,7 @@ void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
       PageEntry fresh;
       if (!NewPage(rungs[i], list.settled_tokens + i, &fresh)) return;
       open = list.settled++;
+      ReserveOne(list.pages);
       list.pages.insert(list.pages.begin() + open, fresh);
     }
     PageEntry& target = list.pages[open];
