@@ -74,7 +74,9 @@ class Model {
   // Runs all slices in one pass and appends their keys and values to their tables. Returns the
   // logits asked for, [rows][vocab_size] in the order of slices and tokens, valid until the next
   // call. A row's logits do not depend, bitwise, on the other slices; nor on how its prompt was cut
-  // into slices, if all but the last say so. At most kMaxForwardTokens tokens in all, at least one.
+  // into slices, if all but the last say so (but signals are sums, whose last bits do: a policy
+  // that reads them may decide a tie otherwise). At most kMaxForwardTokens tokens in all, at least
+  // one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
   static constexpr int kMaxForwardTokens = 512;
