@@ -74,7 +74,8 @@ RecentRing RingOf(const PrecisionPolicySpec& spec, const RecentRing& quantizing)
   }
   RecentRing ring = quantizing;
   if (spec.kind == PrecisionPolicySpec::Kind::kAdaptive && ring.growth == 0) {
-    ring.growth = 32;
+    ring.tokens = std::max(ring.tokens, 48);
+    ring.growth = 64;
     ring.max_tokens = 256;
   }
   return ring;

@@ -57,7 +57,10 @@ absl::StatusOr<RingOverrides> ParseRing(const std::string& text) {
 }
 
 void Apply(const RingOverrides& overrides, RecentRing& ring) {
-  ring.tokens = overrides.tokens.value_or(ring.tokens);
+  if (overrides.tokens.has_value()) {
+    ring.tokens = *overrides.tokens;
+    ring.growth = 0;
+  }
   ring.rung = overrides.rung.value_or(ring.rung);
   ring.sink_rung = overrides.sink_rung.value_or(ring.sink_rung);
 }
