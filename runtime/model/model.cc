@@ -37,6 +37,11 @@ TokenFeatureLog* FeaturesOf(const ForwardSlice& slice) {
   return slice.signals == nullptr ? nullptr : slice.signals->features();
 }
 
+bool AnyFeatures(absl::Span<const ForwardSlice> slices) {
+  return std::any_of(slices.begin(), slices.end(),
+                     [](const ForwardSlice& slice) { return FeaturesOf(slice) != nullptr; });
+}
+
 void Grow(std::vector<float>& buffer, size_t size) {
   if (buffer.size() < size) buffer.resize(size);
 }
@@ -86,7 +91,9 @@ absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
   CutIntoRounds(slices);
   Embed(slices);
   PrepareRope(slices);
-  Grow(squared_probabilities_, size_t{1} * num_tokens_ * config_.num_heads);
+  if (AnyFeatures(slices)) {
+    Grow(squared_probabilities_, size_t{1} * num_tokens_ * config_.num_heads);
+  }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     AttentionBlock(layer);
     FeedForwardBlock(layer);
@@ -400,6 +407,7 @@ void Model::ObserveAttention(absl::Span<const ForwardSlice> slices) {
 
 void Model::ObserveLogits(absl::Span<const ForwardSlice> slices, absl::Span<const int> rows,
                           absl::Span<const float> logits) {
+  if (!AnyFeatures(slices)) return;
   const size_t vocab = config_.vocab_size;
   std::vector<TokenFeatures*> features(num_tokens_);  // by row; null: nobody asks
   ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
