@@ -12,7 +12,7 @@
 #include "hwy/highway.h"
 #include "hwy/targets.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(HWY_DISABLED_TARGETS)
 static_assert((HWY_TARGETS & HWY_AVX3_DL) != 0, "include this header before Highway's");
 #endif
 
