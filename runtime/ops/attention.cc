@@ -19,6 +19,9 @@ struct HeadJob {
   // If the slice has a tally: pages from here on have undecided tokens, 16 a page but the last.
   int first_undecided_page = 0;
 
+  absl::Span<const PageEntry> PagesOf(int range) const {
+    return pages.subspan(size_t{1} * range * kRangePages, kRangePages);
+  }
   // Ranges that hold one of the first `visible` tokens.
   int NumRanges(int visible) const {
     const auto end = range_starts.end() - 1;
@@ -87,13 +90,14 @@ class Attender {
   void RunAllRanges(const Item& item, std::vector<float>& memory) const;
   void RunTile(const HeadJob& job, int first_query, int count, const ReceivedAttention& received,
                std::vector<float>& memory) const;
-  void RunOneRange(const Item& item, std::vector<float>& memory) const;
+  void RunOneRange(size_t item, size_t likely_next, AttentionScratch::Thread& thread) const;
   // What is left of a job when its items have run; `items` are all of them.
   void Finish(const HeadJob& job, absl::Span<const Item> items) const;
 
   QueryTile MakeTile(const HeadJob& job, int first_query, int count) const;
-  void RunRange(const HeadJob& job, int range, const QueryTile& tile, Partial* partials,
-                RangeProbabilities& p) const;
+  // `fetched` and `next` as in RangeView.
+  void RunRange(const HeadJob& job, int range, const QueryTile& tile, bool fetched,
+                absl::Span<const PageEntry> next, Partial* partials, RangeProbabilities& p) const;
   void Merge(Partial& into, const Partial& from) const;
   void Write(const HeadJob& job, int query, const Partial& merged) const;
   // Adds what the undecided tokens of a range receive from a query: p of the range relative to
@@ -164,12 +168,15 @@ void Attender::Run(ThreadPool& pool, AttentionScratch& scratch) {
   GiveMemory(scratch.shared.data());
   scratch.by_thread.resize(pool.num_threads());
 
+  for (AttentionScratch::Thread& thread : scratch.by_thread) thread.fetched_item = 0;
+
   pool.ParallelFor(items_.size(), 1, [&](size_t begin, size_t end, int thread) {
     for (size_t i = begin; i < end; ++i) {
       if (items_[i].range == Item::kAllRanges) {
-        RunAllRanges(items_[i], scratch.by_thread[thread]);
+        RunAllRanges(items_[i], scratch.by_thread[thread].floats);
       } else {
-        RunOneRange(items_[i], scratch.by_thread[thread]);
+        // Threads that are equally fast take turns.
+        RunOneRange(i, i + pool.num_threads(), scratch.by_thread[thread]);
       }
     }
   });
@@ -261,7 +268,8 @@ void Attender::RunTile(const HeadJob& job, int first_query, int count,
   for (int range = 0; range < ranges; ++range) {
     const int place = std::max(0, range - kept_from);
     Partial* into = range == 0 ? merged : partials;
-    RunRange(job, range, tile, into, p[place]);
+    const auto next = range + 1 < ranges ? job.PagesOf(range + 1) : absl::Span<const PageEntry>();
+    RunRange(job, range, tile, /*fetched=*/range > 0, next, into, p[place]);
     for (int i = 0; i < count; ++i) {
       kept_max[place * kQueryTile + i] = into[i].max;
       if (range > 0 && range < job.NumRanges(tile.visible[i])) Merge(merged[i], partials[i]);
@@ -277,16 +285,25 @@ void Attender::RunTile(const HeadJob& job, int first_query, int count,
   }
 }
 
-void Attender::RunOneRange(const Item& item, std::vector<float>& memory) const {
+void Attender::RunOneRange(size_t index, size_t likely_next,
+                           AttentionScratch::Thread& thread) const {
+  const Item& item = items_[index];
   const HeadJob& job = jobs_[item.job];
   const size_t p_floats = sizeof(RangeProbabilities) / sizeof(float);
-  if (memory.size() < p_floats) memory.resize(p_floats);
-  auto* p = item.p != nullptr ? item.p : reinterpret_cast<RangeProbabilities*>(memory.data());
+  if (thread.floats.size() < p_floats) thread.floats.resize(p_floats);
+  auto* p =
+      item.p != nullptr ? item.p : reinterpret_cast<RangeProbabilities*>(thread.floats.data());
+  absl::Span<const PageEntry> next;
+  if (likely_next < items_.size() && items_[likely_next].range != Item::kAllRanges) {
+    next = jobs_[items_[likely_next].job].PagesOf(items_[likely_next].range);
+  }
   Partial partials[kQueryTile];
   for (int i = 0; i < item.num_queries; ++i) {
     partials[i].values = item.partials + i * record_floats() + kRecordHeader;
   }
-  RunRange(job, item.range, MakeTile(job, item.first_query, item.num_queries), partials, *p);
+  RunRange(job, item.range, MakeTile(job, item.first_query, item.num_queries),
+           index != 0 && thread.fetched_item == index, next, partials, *p);
+  thread.fetched_item = likely_next;
   for (int i = 0; i < item.num_queries; ++i) {
     StorePartial(partials[i], item.partials + i * record_floats());
   }
@@ -345,10 +362,11 @@ QueryTile Attender::MakeTile(const HeadJob& job, int first_query, int count) con
   return tile;
 }
 
-void Attender::RunRange(const HeadJob& job, int range, const QueryTile& tile, Partial* partials,
+void Attender::RunRange(const HeadJob& job, int range, const QueryTile& tile, bool fetched,
+                        absl::Span<const PageEntry> next, Partial* partials,
                         RangeProbabilities& p) const {
   const int start = job.range_starts[range];
-  const auto all = job.pages.subspan(size_t{1} * range * kRangePages, kRangePages);
+  const absl::Span<const PageEntry> all = job.PagesOf(range);
   // Pages whose tokens are all hidden from the last query are left out.
   size_t count = 0;
   for (int seen = start; count < all.size() && seen < tile.visible[tile.count - 1]; ++count) {
@@ -356,6 +374,8 @@ void Attender::RunRange(const HeadJob& job, int range, const QueryTile& tile, Pa
   }
   const PageTable& kv = *job.slice->kv;
   AttendRange({.pages = all.subspan(0, count),
+               .fetched = fetched,
+               .next = next,
                .tokens_before = start,
                .base = kv.pool().base(),
                .means = kv.key_means(),

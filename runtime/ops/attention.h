@@ -36,8 +36,12 @@ struct AttentionSlice {
 
 // Memory that a caller keeps between calls.
 struct AttentionScratch {
+  struct Thread {
+    std::vector<float> floats;
+    size_t fetched_item = 0;  // of the work of one call, whose pages it has fetched; 0: none
+  };
   std::vector<float> shared;
-  std::vector<std::vector<float>> by_thread;
+  std::vector<Thread> by_thread;
 };
 
 // out = softmax(scale * q K^T) V for every slice, head and row. Work is split over (slice, KV head,

@@ -51,6 +51,11 @@ struct QueryTile {
 // At most kRangePages consecutive pages of one (layer, KV head).
 struct RangeView {
   absl::Span<const PageEntry> pages;
+  // Whether they were the `next` of this thread's last call. Pages that it is likely to come to
+  // next are fetched while it works on these, so that memory is never idle: they lie anywhere in
+  // the pool, where hardware does not see them coming.
+  bool fetched = false;
+  absl::Span<const PageEntry> next;
   int tokens_before = 0;  // tokens in the list's pages before these
   const std::byte* base = nullptr;
   const KeyMeans* means = nullptr;  // may be null if no page has a mean

@@ -365,12 +365,25 @@ HWY_INLINE void AddPageValues(const std::byte* page, Rung rung, int head_dim, co
   }
 }
 
-// Brings a page into the second-level cache: pages lie anywhere in the pool, where hardware does
-// not see the next one coming.
+// Brings pages into the second-level cache.
 HWY_INLINE void PrefetchBytes(const std::byte* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 constexpr size_t kPagesAhead = 4;
+
+// A third of what is next, a page of it with each page of a pass and the rest with the last. Pages
+// of FP16 are long enough for hardware to see them coming, and too long to be fetched so early.
+HWY_INLINE void PrefetchNext(const RangeView& range, size_t pass, size_t page) {
+  const bool last = page + 1 == range.pages.size();
+  const size_t end = last ? range.next.size() : std::min(page + 1, range.next.size());
+  for (size_t i = page; i < end; ++i) {
+    if (range.next[i].rung == Rung::kFp16) continue;
+    const size_t lines = PageBytes(range.next[i].rung, range.head_dim) / 64;
+    const size_t first = lines * pass / 3;
+    PrefetchBytes(range.base + range.next[i].unit * kPageUnitBytes + first * 64,
+                  (lines * (pass + 1) / 3 - first) * 64);
+  }
+}
 
 // Three passes over the range's pages, each of which leaves the processor enough independent work:
 // scores; probabilities and, for quantized values, integer weights; values.
@@ -391,11 +404,16 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
   int seen = range.tokens_before;
   for (size_t j = 0; j < num_pages; ++j) {
     const PageEntry& page = range.pages[j];
+    PrefetchNext(range, 0, j);
     if (j + kPagesAhead < num_pages) {
       const Rung rung = range.pages[j + kPagesAhead].rung;
       const size_t bytes = PageBytes(rung, head_dim);
       // A page of FP16 comes in two parts, its values with the third pass.
-      PrefetchBytes(range.page_data(j + kPagesAhead), rung == Rung::kFp16 ? bytes / 2 : bytes);
+      if (rung == Rung::kFp16) {
+        PrefetchBytes(range.page_data(j + kPagesAhead), bytes / 2);
+      } else if (!range.fetched) {
+        PrefetchBytes(range.page_data(j + kPagesAhead), bytes);
+      }
     }
     if (page.mean_block != mean_block) {
       mean_block = page.mean_block;
@@ -424,12 +442,14 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
     std::memset(values[i], 0, head_dim * sizeof(float));
   }
   for (size_t j = 0; j < num_pages; ++j) {
+    PrefetchNext(range, 1, j);
     if (range.pages[j].rung == Rung::kFp16) continue;
     select(j);
     PageWeightsOf<kQueries>(range.page_data(j), range.pages[j].rung, head_dim, page_p, weights[j]);
   }
 
   for (size_t j = 0; j < num_pages; ++j) {
+    PrefetchNext(range, 2, j);
     if (j + kPagesAhead < num_pages && range.pages[j + kPagesAhead].rung == Rung::kFp16) {
       const size_t half = PageBytes(Rung::kFp16, head_dim) / 2;
       PrefetchBytes(range.page_data(j + kPagesAhead) + half, half);
