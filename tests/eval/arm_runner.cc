@@ -1,6 +1,7 @@
 #include "tests/eval/arm_runner.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,11 +9,6 @@
 
 namespace whit::eval {
 namespace {
-
-// Tokens of a (layer, KV head) that have left the ring when `tokens` have passed: whole pages.
-int SettledTokens(const RecentRing& ring, int tokens) {
-  return std::max(0, (tokens - ring.tokens_at(tokens)) / kTileTokens * kTileTokens);
-}
 
 double BytesPerToken(Rung rung, int head_dim) {
   return static_cast<double>(PageBytes(rung, head_dim)) / kTileTokens;
@@ -54,6 +50,7 @@ void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& sh
   const int tokens = table.num_tokens();
   end_bytes_ += static_cast<double>(usage.page_bytes + usage.metadata_bytes);
   end_elements_ += 2.0 * shape.lists * shape.head_dim * tokens;
+  end_tokens_ += tokens;
   std::array<double, kNumRungs> decided{};
   for (int i = 0; i < kNumRungs; ++i) {
     decided[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
@@ -86,11 +83,16 @@ ArmRunner::ArmRunner(Model& model, std::vector<Arm> arms)
       shape_({.lists = model.config().num_layers * model.config().num_kv_heads,
               .head_dim = model.config().head_dim}),
       footprints_(arms_.size()) {
-  for (const Arm& arm : arms_) prices_.emplace_back(arm.prices, shape_.head_dim);
+  for (const Arm& arm : arms_) {
+    prices_.emplace_back(arm.prices, shape_.head_dim);
+    if (arm.oracle.has_value() && recorder_ == nullptr) {
+      recorder_ = std::make_unique<OracleRecorder>(model_);
+    }
+  }
 }
 
 absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, RowsFn on_rows,
-                            StepFn on_step) {
+                            StepFn on_step, EndFn on_end) {
   batch = std::clamp(batch, 1, kMaxBatch);
   absl::StatusOr<std::unique_ptr<PagePool>> pool = MakePool(sequences, batch);
   if (!pool.ok()) return pool.status();
@@ -100,29 +102,55 @@ absl::Status ArmRunner::Run(absl::Span<const Sequence> sequences, int batch, Row
   bool go_on = true;
   while (go_on && (started < sequences.size() || !active.empty())) {
     while (static_cast<int>(active.size()) < batch && started < sequences.size()) {
-      Active& fresh = active.emplace_back();
-      fresh.sequence = static_cast<int>(started++);
-      for (size_t arm = 0; arm < arms_.size(); ++arm) {
-        fresh.table.push_back(model_.NewPageTable(**pool, arms_[arm].ring));
-        fresh.signals.push_back(std::make_unique<SequenceSignals>(
-            arms_[arm].policy == nullptr ? SignalNeeds() : arms_[arm].policy->needs(),
-            model_.config().num_layers, model_.config().num_kv_heads,
-            /*first_position=*/0));
-        fresh.price.push_back(std::make_unique<SequencePrice>(
-            arms_[arm].spec, /*target_true_bits=*/0, model_.config(), prices_[arm],
-            /*server_has_target=*/false));
-      }
+      absl::StatusOr<Active> fresh = Begin(sequences, static_cast<int>(started++), **pool);
+      if (!fresh.ok()) return fresh.status();
+      active.push_back(*std::move(fresh));
     }
     if (absl::Status status = RunSlice(sequences, active, on_rows); !status.ok()) return status;
     for (Active& one : active) tokens_done += one.next - std::exchange(one.position, one.next);
     const auto ended = std::stable_partition(active.begin(), active.end(), [&](const Active& one) {
       return one.position < static_cast<int>(sequences[one.sequence].tokens.size());
     });
-    std::for_each(ended, active.end(), [&](const Active& one) { AddEnd(one); });
+    std::for_each(ended, active.end(), [&](const Active& one) { End(one, on_end); });
     active.erase(ended, active.end());
     go_on = on_step(tokens_done);
   }
-  for (const Active& one : active) AddEnd(one);
+  for (const Active& one : active) End(one, on_end);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ArmRunner::Active> ArmRunner::Begin(absl::Span<const Sequence> sequences,
+                                                   int sequence, PagePool& pool) {
+  const std::vector<int32_t>& tokens = sequences[sequence].tokens;
+  Active active;
+  active.sequence = sequence;
+  active.oracle.resize(arms_.size());
+  for (size_t arm = 0; arm < arms_.size(); ++arm) {
+    active.table.push_back(model_.NewPageTable(pool, arms_[arm].ring));
+    active.signals.push_back(std::make_unique<SequenceSignals>(
+        arms_[arm].policy == nullptr ? SignalNeeds() : arms_[arm].policy->needs(),
+        model_.config().num_layers, model_.config().num_kv_heads,
+        /*first_position=*/0));
+    active.price.push_back(std::make_unique<SequencePrice>(
+        arms_[arm].spec, /*target_true_bits=*/0, model_.config(), prices_[arm],
+        /*server_has_target=*/false, /*explained_tokens=*/static_cast<int>(tokens.size())));
+  }
+  if (absl::Status status = Foresee(tokens, active); !status.ok()) return status;
+  return active;
+}
+
+absl::Status ArmRunner::Foresee(absl::Span<const int32_t> tokens, Active& active) {
+  std::optional<std::pair<RecentRing, FutureLosses>> recorded;  // arms mostly share a ring
+  for (size_t arm = 0; arm < arms_.size(); ++arm) {
+    if (!arms_[arm].oracle.has_value()) continue;
+    if (!recorded.has_value() || recorded->first != arms_[arm].ring) {
+      absl::StatusOr<FutureLosses> losses = recorder_->Record(tokens, arms_[arm].ring);
+      if (!losses.ok()) return losses.status();
+      recorded.emplace(arms_[arm].ring, *std::move(losses));
+    }
+    active.oracle[arm] = MakeOraclePolicy(recorded->second, arms_[arm].oracle->errors,
+                                          shape_.head_dim, arms_[arm].oracle->packed_bits);
+  }
   return absl::OkStatus();
 }
 
@@ -162,15 +190,16 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
     SequencePrice& price = *one.price[arm];
     if (price.pays()) price.Update(/*pressure=*/0);
     const bool scored = HasTarget(absl::MakeConstSpan(sequence.targets).subspan(first, count));
-    slices.push_back({.tokens = absl::MakeConstSpan(sequence.tokens).subspan(first, count),
-                      .first_position = one.position,
-                      .kv = &one.table[arm],
-                      .policy = arms_[arm].policy.get(),
-                      .price = price.price(),
-                      .decisions = &price.decisions(),
-                      .signals = one.signals[arm].get(),
-                      .activation_bits = arms_[arm].activation_bits,
-                      .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
+    slices.push_back(
+        {.tokens = absl::MakeConstSpan(sequence.tokens).subspan(first, count),
+         .first_position = one.position,
+         .kv = &one.table[arm],
+         .policy = one.oracle[arm] != nullptr ? one.oracle[arm].get() : arms_[arm].policy.get(),
+         .price = price.price(),
+         .decisions = &price.decisions(),
+         .signals = one.signals[arm].get(),
+         .activation_bits = arms_[arm].activation_bits,
+         .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
   }
   const float* logits = model_.Forward(slices).data();
 
@@ -199,9 +228,13 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
   return absl::OkStatus();
 }
 
-void ArmRunner::AddEnd(const Active& active) {
+void ArmRunner::End(const Active& active, EndFn on_end) {
   for (size_t arm = 0; arm < arms_.size(); ++arm) {
     footprints_[arm].AddEnd(active.table[arm], arms_[arm], shape_);
+    on_end({.arm = static_cast<int>(arm),
+            .sequence = active.sequence,
+            .table = active.table[arm],
+            .decisions = active.price[arm]->decisions()});
   }
 }
 

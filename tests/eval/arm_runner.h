@@ -11,12 +11,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "controller/decision_tally.h"
 #include "controller/price.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
 #include "runtime/engine/sequence_price.h"
 #include "runtime/model/model.h"
 #include "tests/eval/arms.h"
+#include "tests/eval/oracle.h"
 
 namespace whit::eval {
 
@@ -47,6 +49,8 @@ class KvFootprint {
   double packed_bits() const { return 8 * decided_bytes_ / decided_elements_; }
   // When sequences ended, in tokens: those of a (layer, KV head), averaged over all of these.
   double tokens_at(Rung rung) const { return tokens_by_rung_[static_cast<size_t>(rung)]; }
+  // When sequences ended: everything held, over their tokens.
+  double bytes_per_token() const { return end_bytes_ / end_tokens_; }
 
  private:
   friend class ArmRunner;
@@ -58,9 +62,17 @@ class KvFootprint {
   void AddEnd(const PageTable& table, const Arm& arm, const Shape& shape);
 
   double byte_steps_ = 0, element_steps_ = 0;
-  double end_bytes_ = 0, end_elements_ = 0;
+  double end_bytes_ = 0, end_elements_ = 0, end_tokens_ = 0;
   double decided_bytes_ = 0, decided_elements_ = 0;
   std::array<double, kNumRungs> tokens_by_rung_{};
+};
+
+// An arm's sequence, when it has ended.
+struct EndedSequence {
+  int arm = 0;
+  int sequence = 0;  // index among those run
+  const PageTable& table;
+  const DecisionTally& decisions;  // of each of its tokens
 };
 
 // Threads: one run at a time, which uses the model's threads.
@@ -84,10 +96,14 @@ class ArmRunner {
   using RowsFn = absl::FunctionRef<void(int arm, absl::Span<const ScoredRow> rows)>;
   // Called when all arms have passed a slice; false ends the run.
   using StepFn = absl::FunctionRef<bool(int64_t tokens_done)>;
+  // Called for each arm of a sequence that has ended, or that the run has ended in.
+  using EndFn = absl::FunctionRef<void(const EndedSequence& ended)>;
 
   // Runs up to `batch` sequences at once; the next begins as soon as one ends. RESOURCE_EXHAUSTED
   // if there is no memory for that many. Sequences must fit the model's context.
-  absl::Status Run(absl::Span<const Sequence> sequences, int batch, RowsFn on_rows, StepFn on_step);
+  absl::Status Run(
+      absl::Span<const Sequence> sequences, int batch, RowsFn on_rows, StepFn on_step,
+      EndFn on_end = [](const EndedSequence&) {});
 
   const std::vector<Arm>& arms() const { return arms_; }
   // Of each arm, over all runs.
@@ -102,20 +118,26 @@ class ArmRunner {
     std::vector<PageTable> table;                           // [arm]
     std::vector<std::unique_ptr<SequenceSignals>> signals;  // [arm]
     std::vector<std::unique_ptr<SequencePrice>> price;      // [arm]
+    // [arm]: of an oracle. Null: the arm's.
+    std::vector<std::unique_ptr<const PrecisionPolicy>> oracle;
   };
 
   // A pool that holds `batch` of the longest sequences in every arm, whatever its rungs.
   absl::StatusOr<std::unique_ptr<PagePool>> MakePool(absl::Span<const Sequence> sequences,
                                                      int batch) const;
+  absl::StatusOr<Active> Begin(absl::Span<const Sequence> sequences, int sequence, PagePool& pool);
+  // The oracles' policies for one sequence.
+  absl::Status Foresee(absl::Span<const int32_t> tokens, Active& active);
   absl::Status RunSlice(absl::Span<const Sequence> sequences, std::vector<Active>& active,
                         RowsFn on_rows);
   absl::Status RunArm(int arm, absl::Span<const Sequence> sequences, std::vector<Active>& active,
                       RowsFn on_rows);
-  void AddEnd(const Active& active);
+  void End(const Active& active, EndFn on_end);
 
   Model& model_;
   const std::vector<Arm> arms_;
-  std::vector<PriceCurve> prices_;  // [arm]
+  std::vector<PriceCurve> prices_;            // [arm]
+  std::unique_ptr<OracleRecorder> recorder_;  // null: no arm is an oracle
   const KvFootprint::Shape shape_;
   std::vector<KvFootprint> footprints_;  // [arm]
 };

@@ -7,11 +7,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "controller/generic_importance.h"
 
 namespace whit::eval {
 namespace {
 
-constexpr std::string_view kNaive = "naive:";
+constexpr std::string_view kNaive = "naive:", kOracle = "oracle", kAdaptive = "adaptive";
 
 absl::Status Named(std::string_view arm, const absl::Status& status) {
   return absl::Status(status.code(),
@@ -73,19 +74,44 @@ absl::StatusOr<Arm> ParseNaive(const std::string& name) {
   return Arm{.name = name, .ring = RingOf({}), .naive_rung = *rung};
 }
 
-absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overrides,
-                             const PolicyFile* policy_file) {
-  if (name.starts_with(kNaive)) return ParseNaive(name);
-  const std::pair<std::string, std::string> halves = absl::StrSplit(name, absl::MaxSplits('@', 1));
-  const absl::StatusOr<PrecisionPolicySpec> spec = ParsePrecisionPolicy(halves.first);
-  if (!spec.ok()) return Invalid(name, std::string(spec.status().message()));
+// An arm as a policy's name says it is.
+absl::StatusOr<Arm> ParsePolicy(const std::string& name, const PolicyFile* policy_file) {
+  const absl::StatusOr<PrecisionPolicySpec> spec = ParsePrecisionPolicy(name);
+  if (!spec.ok()) return absl::InvalidArgumentError(spec.status().message());
   absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
       MakePrecisionPolicy(*spec, policy_file);
-  if (!policy.ok()) return Named(name, policy.status());
+  if (!policy.ok()) return policy.status();
   Arm arm = {
       .name = spec->ToString(), .spec = *spec, .ring = RingOf(*spec), .policy = *std::move(policy)};
   // Prices mean nothing without the importance that they were measured with.
   if (policy_file != nullptr && policy_file->importance) arm.prices = policy_file->prices;
+  return arm;
+}
+
+// As adaptive with the same budget.
+absl::StatusOr<Arm> ParseOracle(const std::string& name, const PolicyFile* policy_file) {
+  absl::StatusOr<Arm> arm =
+      ParsePolicy(absl::StrCat(std::string(kAdaptive), name.substr(kOracle.size())), policy_file);
+  if (!arm.ok()) return arm.status();
+  const double bits = arm->spec.packed_bits > 0 ? arm->spec.packed_bits : kDefaultPackedBits;
+  OracleBudget budget = {.packed_bits = bits, .errors = kGenericErrors};
+  if (policy_file != nullptr && policy_file->importance) {
+    budget.errors = {.key = policy_file->importance->key_error,
+                     .value = policy_file->importance->value_error};
+  }
+  return Arm{.name = absl::StrCat(std::string(kOracle), arm->name.substr(kAdaptive.size())),
+             .ring = arm->ring,
+             .oracle = budget};
+}
+
+absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overrides,
+                             const PolicyFile* policy_file) {
+  if (name.starts_with(kNaive)) return ParseNaive(name);
+  const std::pair<std::string, std::string> halves = absl::StrSplit(name, absl::MaxSplits('@', 1));
+  absl::StatusOr<Arm> parsed = name.starts_with(kOracle) ? ParseOracle(halves.first, policy_file)
+                                                         : ParsePolicy(halves.first, policy_file);
+  if (!parsed.ok()) return Named(name, parsed.status());
+  Arm arm = *std::move(parsed);
   const bool reference = IsReference(arm);
   if (!reference) Apply(overrides, arm.ring);
   if (name.find('@') != name.npos) {
@@ -127,6 +153,10 @@ absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOver
     if (!known) arms.push_back(*std::move(arm));
   }
   return arms;
+}
+
+int SettledTokens(const RecentRing& ring, int tokens) {
+  return std::max(0, (tokens - ring.tokens_at(tokens)) / kTileTokens * kTileTokens);
 }
 
 ArmLabel LabelOf(const Arm& arm) {

@@ -18,10 +18,17 @@
 
 #include "absl/status/statusor.h"
 #include "controller/precision_policy.h"
+#include "controller/rung_choice.h"
 #include "kvpool/page_table.h"
 #include "runtime/ops/matmul.h"
 
 namespace whit::eval {
+
+// What the oracle is given beside its knowledge (oracle.h).
+struct OracleBudget {
+  double packed_bits = 0;
+  RungErrors errors = {};
+};
 
 // A value: copies share the policy.
 struct Arm {
@@ -33,6 +40,8 @@ struct Arm {
   // FP16 pages are rounded to what naive quantization leaves of them (naive_rounding.h), and
   // counted as if they were at this rung.
   std::optional<Rung> naive_rung = {};
+  // Each sequence has a policy of its own, which knows what is to come.
+  std::optional<OracleBudget> oracle = {};
   ActivationBits activation_bits = ActivationBits::k16;
 };
 
@@ -48,12 +57,16 @@ struct RingOverrides {
 };
 
 // "fp16,static:K4V4,random:K2V2=1,K4V4=3,static:K4V4@64:K4V4": policy names, each with an optional
-// ring of its own, @TOKENS[:RUNG[:SINK_RUNG]]; and "naive:K4V4", a baseline that no server has. The
-// reference comes first whether it is named or not; every other arm once, in the order given.
-// `policy_file` is the model's, or null, and outlives the arms. INVALID_ARGUMENT names the arm and
-// what is wrong with it, FAILED_PRECONDITION what it needs of a policy file.
+// ring of its own, @TOKENS[:RUNG[:SINK_RUNG]]; and what no server has: the baseline "naive:K4V4"
+// and the bound "oracle:3.0", which has adaptive's ring. The reference comes first whether it is
+// named or not; every other arm once, in the order given. `policy_file` is the model's, or null,
+// and outlives the arms. INVALID_ARGUMENT names the arm and what is wrong with it,
+// FAILED_PRECONDITION what it needs of a policy file.
 absl::StatusOr<std::vector<Arm>> ParseArms(std::string_view list, const RingOverrides& overrides,
                                            const PolicyFile* policy_file = nullptr);
+
+// Tokens of a (layer, KV head) that have left the ring when `tokens` have passed: whole pages.
+int SettledTokens(const RecentRing& ring, int tokens);
 
 // For plots: arms of one family differ in their budget, which the label names. "static:K4V4@64" is
 // K4V4 of "static@64".
