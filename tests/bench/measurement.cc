@@ -68,7 +68,8 @@ double WeightOps(const Workload& workload, const ModelConfig& config) {
 std::vector<Workload> AllWorkloads() {
   const auto decode = Workload::Kind::kDecode, prefill = Workload::Kind::kPrefill;
   return {
-      {"decode_d16", decode, 1, 16},       {"decode_d1024", decode, 1, 1024},
+      {"decode_d16", decode, 1, 16},       {"decode_d128", decode, 1, 128},
+      {"decode_d1024", decode, 1, 1024},   {"decode_d2048", decode, 1, 2048},
       {"decode_d4096", decode, 1, 4096},   {"decode_d8000", decode, 1, 8000},
       {"prefill_512", prefill, 1, 512},    {"prefill_2048", prefill, 1, 2048},
       {"batch1_d1024", decode, 1, 1024},   {"batch4_d1024", decode, 4, 1024},

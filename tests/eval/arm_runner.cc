@@ -45,11 +45,13 @@ void KvFootprint::AddStep(const PageTable& table, const Arm& arm, int tokens_of_
   element_steps_ += tokens_of_step * elements;
 }
 
-void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& shape) {
+double KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& shape) {
   const PageTable::Usage usage = UsageOf(table, arm);
   const int tokens = table.num_tokens();
-  end_bytes_ += static_cast<double>(usage.page_bytes + usage.metadata_bytes);
-  end_elements_ += 2.0 * shape.lists * shape.head_dim * tokens;
+  const auto bytes = static_cast<double>(usage.page_bytes + usage.metadata_bytes);
+  const double elements = 2.0 * shape.lists * shape.head_dim * tokens;
+  end_bytes_ += bytes;
+  end_elements_ += elements;
   end_tokens_ += tokens;
   std::array<double, kNumRungs> decided{};
   for (int i = 0; i < kNumRungs; ++i) {
@@ -59,16 +61,18 @@ void KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& sh
   if (arm.naive_rung.has_value()) {
     decided_bytes_ += tokens * BytesPerToken(*arm.naive_rung, shape.head_dim);
     decided_elements_ += 2.0 * shape.head_dim * tokens;
-    return;
+    return 8 * bytes / elements;
   }
   const int settled = SettledTokens(arm.ring, tokens);
-  if (settled <= kTileTokens) return;  // the first page has the sink and is not decided
+  if (settled <= kTileTokens)
+    return 8 * bytes / elements;  // the first page has the sink and is not decided
   decided[static_cast<size_t>(arm.ring.sink_rung)] -= kTileTokens;
   decided[static_cast<size_t>(arm.ring.rung)] -= tokens - settled;
   for (int i = 0; i < kNumRungs; ++i) {
     decided_bytes_ += decided[i] * BytesPerToken(static_cast<Rung>(i), shape.head_dim);
   }
   decided_elements_ += 2.0 * shape.head_dim * (settled - kTileTokens);
+  return 8 * bytes / elements;
 }
 
 int ArmRunner::DefaultBatch(const ModelConfig& config, size_t num_arms, int tokens) {
@@ -230,9 +234,9 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
 
 void ArmRunner::End(const Active& active, EndFn on_end) {
   for (size_t arm = 0; arm < arms_.size(); ++arm) {
-    footprints_[arm].AddEnd(active.table[arm], arms_[arm], shape_);
     on_end({.arm = static_cast<int>(arm),
             .sequence = active.sequence,
+            .true_bits = footprints_[arm].AddEnd(active.table[arm], arms_[arm], shape_),
             .table = active.table[arm],
             .decisions = active.price[arm]->decisions()});
   }

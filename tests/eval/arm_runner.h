@@ -59,7 +59,8 @@ class KvFootprint {
     int head_dim = 0;
   };
   void AddStep(const PageTable& table, const Arm& arm, int tokens_of_step, const Shape& shape);
-  void AddEnd(const PageTable& table, const Arm& arm, const Shape& shape);
+  // Returns the sequence's true bits.
+  double AddEnd(const PageTable& table, const Arm& arm, const Shape& shape);
 
   double byte_steps_ = 0, element_steps_ = 0;
   double end_bytes_ = 0, end_elements_ = 0, end_tokens_ = 0;
@@ -70,7 +71,8 @@ class KvFootprint {
 // An arm's sequence, when it has ended.
 struct EndedSequence {
   int arm = 0;
-  int sequence = 0;  // index among those run
+  int sequence = 0;      // index among those run
+  double true_bits = 0;  // as KvFootprint's, of this one alone
   const PageTable& table;
   const DecisionTally& decisions;  // of each of its tokens
 };

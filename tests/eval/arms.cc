@@ -90,17 +90,18 @@ absl::StatusOr<Arm> ParsePolicy(const std::string& name, const PolicyFile* polic
 
 // As adaptive with the same budget.
 absl::StatusOr<Arm> ParseOracle(const std::string& name, const PolicyFile* policy_file) {
-  absl::StatusOr<Arm> arm =
-      ParsePolicy(absl::StrCat(std::string(kAdaptive), name.substr(kOracle.size())), policy_file);
-  if (!arm.ok()) return arm.status();
-  const double bits = arm->spec.packed_bits > 0 ? arm->spec.packed_bits : kDefaultPackedBits;
-  OracleBudget budget = {.packed_bits = bits, .errors = kGenericErrors};
+  const absl::StatusOr<PrecisionPolicySpec> adaptive =
+      ParsePrecisionPolicy(std::string(kAdaptive) + name.substr(kOracle.size()));
+  if (!adaptive.ok()) return absl::InvalidArgumentError(adaptive.status().message());
+  OracleBudget budget = {
+      .packed_bits = adaptive->packed_bits > 0 ? adaptive->packed_bits : kDefaultPackedBits,
+      .errors = kGenericErrors};
   if (policy_file != nullptr && policy_file->importance) {
     budget.errors = {.key = policy_file->importance->key_error,
                      .value = policy_file->importance->value_error};
   }
-  return Arm{.name = absl::StrCat(std::string(kOracle), arm->name.substr(kAdaptive.size())),
-             .ring = arm->ring,
+  return Arm{.name = std::string(kOracle) + adaptive->ToString().substr(kAdaptive.size()),
+             .ring = RingOf(*adaptive),
              .oracle = budget};
 }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "controller/generic_importance.h"
+
 namespace whit::eval {
 namespace {
 
@@ -59,6 +61,21 @@ TEST(ParseArmsTest, KnowsEveryPolicyAndTheNaiveBaseline) {
   EXPECT_FALSE(IsReference(arms[1]));
 }
 
+TEST(ParseArmsTest, GivesTheOracleTheRingOfAdaptiveAndTheErrorsOfTheFile) {
+  PolicyFile file;
+  file.importance.emplace();
+  file.importance->key_error = {0.5f, 0.25f, 0.125f};
+  const std::vector<Arm> arms = *ParseArms("adaptive:3,oracle:3,oracle@64", {});
+  EXPECT_THAT(Names(arms), ElementsAre("fp16", "adaptive:3", "oracle:3", "oracle@64"));
+  EXPECT_FALSE(arms[1].oracle.has_value());
+  EXPECT_EQ(arms[2].ring, arms[1].ring);
+  EXPECT_EQ(arms[2].oracle->packed_bits, 3);
+  EXPECT_EQ(arms[2].oracle->errors.key, kGenericErrors.key);
+  EXPECT_EQ(arms[3].oracle->packed_bits, kDefaultPackedBits);
+  EXPECT_EQ(arms[3].ring.tokens, 64);
+  EXPECT_EQ(ParseArms("oracle:3", {}, &file)->at(1).oracle->errors.key, file.importance->key_error);
+}
+
 TEST(ParseArmsTest, SaysWhatIsWrong) {
   const auto error = [](const char* list) {
     return std::string(ParseArms(list, {}).status().message());
@@ -74,6 +91,8 @@ TEST(ParseArmsTest, SaysWhatIsWrong) {
   EXPECT_THAT(error("fp16@32"), HasSubstr("takes no ring"));
   EXPECT_THAT(error("learned"), HasSubstr("arm 'learned': KV policy learned needs a policy file"));
   EXPECT_THAT(error("naive:K3V3"), HasSubstr("'K3V3' is no rung"));
+  EXPECT_THAT(error("oracle:9"), HasSubstr("arm 'oracle:9'"));
+  EXPECT_THAT(error("oraclex:3"), HasSubstr("is no KV policy"));
   EXPECT_THAT(error("naive:FP16"), HasSubstr("FP16 is not quantized"));
 }
 

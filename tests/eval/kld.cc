@@ -105,10 +105,8 @@ std::vector<double> Means(const std::vector<Block>& blocks) {
   return means;
 }
 
-KldResult Summarize(const Arm& arm, int context, const KvFootprint& footprint,
-                    const Accumulator& sums, const Comparison& comparison) {
+void Summarize(const Accumulator& sums, const Comparison& comparison, KldResult& result) {
   const std::vector<Block> klds = Begun(sums.kld_of_chunk), deltas = Begun(sums.delta_of_chunk);
-  KldResult result = {.arm = arm, .context = context, .footprint = footprint};
   result.tokens = comparison.tokens();
   result.mean = Mean(klds);
   result.p99 = Quantile(sums.klds, 0.99);
@@ -121,7 +119,6 @@ KldResult Summarize(const Arm& arm, int context, const KvFootprint& footprint,
   result.perplexity = std::exp(comparison.reference_ln_ppl() + result.delta_ln_ppl);
   result.chunk_kld = Means(klds);
   result.chunk_delta_ln_ppl = Means(deltas);
-  return result;
 }
 
 void PrintTable(absl::Span<const KldResult> results) {
@@ -149,6 +146,13 @@ absl::StatusOr<std::vector<KldResult>> MeasureContext(const LoadedModel& loaded,
   ArmRunner runner(*loaded.model, arms);
   Comparison comparison(arms.size(), chunks.size(), loaded.model->config().vocab_size,
                         *loaded.threads);
+  std::vector<std::vector<TokenKind>> kinds;  // [chunk]
+  for (const Sequence& chunk : chunks) kinds.push_back(KindsOf(chunk.tokens, *loaded.tokenizer));
+  std::vector<KldResult> results;
+  for (const Arm& arm : arms) {
+    results.push_back(
+        {.arm = arm, .context = context, .bits = BitAllocation(loaded.model->config())});
+  }
   Progress progress(absl::StrCat("context ", context),
                     static_cast<int64_t>(chunks.size()) * context);
   const absl::Status status = runner.Run(
@@ -157,12 +161,17 @@ absl::StatusOr<std::vector<KldResult>> MeasureContext(const LoadedModel& loaded,
         progress.Update(done, absl::StrFormat("%s: KLD %.5f", arms.back().name,
                                               comparison.MeanKld(arms.size() - 1)));
         return !Interrupted();
+      },
+      [&](const EndedSequence& ended) {
+        results[ended.arm].chunk_true_bits.push_back(ended.true_bits);
+        if (!IsReference(arms[ended.arm])) {
+          results[ended.arm].bits.Add(ended, kinds[ended.sequence]);
+        }
       });
   if (!status.ok()) return status;
-  std::vector<KldResult> results;
   for (size_t arm = 0; arm < arms.size(); ++arm) {
-    results.push_back(
-        Summarize(arms[arm], context, runner.footprints()[arm], comparison.arm(arm), comparison));
+    results[arm].footprint = runner.footprints()[arm];
+    Summarize(comparison.arm(arm), comparison, results[arm]);
   }
   return results;
 }
@@ -184,6 +193,8 @@ ResultObject KldResult::ToJson() const {
                     {"delta_ln_ppl", eval::ToJson(delta_ci95)}};
   object["chunk_kld_mean"] = chunk_kld;
   object["chunk_delta_ln_ppl"] = chunk_delta_ln_ppl;
+  object["chunk_true_bits"] = chunk_true_bits;
+  if (!bits.empty()) object["bits"] = bits.ToJson();
   return object;
 }
 
@@ -229,6 +240,25 @@ std::string PlotKld(absl::Span<const KldResult> results) {
                                     .high = result.mean_ci95.high});
   }
   return RenderSvg("KL divergence against the bits held", panels);
+}
+
+std::string PlotBits(absl::Span<const KldResult> results) {
+  std::vector<PlotPanel> panels;
+  for (const KldResult& result : results) {
+    const std::string title = absl::StrCat("context ", result.context);
+    if (panels.empty() || panels.back().title != title) {
+      panels.push_back({.title = title, .x_label = "layer", .y_label = "packed bits per element"});
+    }
+    for (int layer = 0; !result.bits.empty() && layer < result.bits.num_layers(); ++layer) {
+      panels.back().points.push_back({.series = result.arm.name,
+                                      .label = "",
+                                      .x = static_cast<double>(layer),
+                                      .y = result.bits.MeanBits(layer),
+                                      .low = NAN,
+                                      .high = NAN});
+    }
+  }
+  return RenderSvg("Bits of decided tokens in each layer", panels);
 }
 
 }  // namespace whit::eval

@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "tests/eval/arm_runner.h"
 #include "tests/eval/arms.h"
+#include "tests/eval/bit_allocation.h"
 #include "tests/eval/loaded_model.h"
 #include "tests/eval/report.h"
 #include "tests/eval/statistics.h"
@@ -20,7 +21,7 @@ namespace whit::eval {
 struct KldResult {
   Arm arm;
   int context = 0;
-  KvFootprint footprint;
+  KvFootprint footprint = {};
   int64_t tokens = 0;
   double perplexity = 0;
   double reference_perplexity = 0;
@@ -29,6 +30,8 @@ struct KldResult {
   double delta_ln_ppl = 0;             // ln of the ratio of perplexities
   Interval mean_ci95 = {}, delta_ci95 = {};
   std::vector<double> chunk_kld = {}, chunk_delta_ln_ppl = {};  // of each chunk: for pairing arms
+  std::vector<double> chunk_true_bits = {};  // of each chunk when it ended, in the order they did
+  BitAllocation bits;
 
   ResultObject ToJson() const;
 };
@@ -48,6 +51,8 @@ absl::StatusOr<std::vector<KldResult>> MeasureKld(const LoadedModel& loaded,
 
 // An SVG picture of KLD against true bits, a panel for each context.
 std::string PlotKld(absl::Span<const KldResult> results);
+// One of the mean bits of each layer, a panel for each context.
+std::string PlotBits(absl::Span<const KldResult> results);
 
 }  // namespace whit::eval
 

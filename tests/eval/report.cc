@@ -84,6 +84,7 @@ ResultObject DescribeArm(const Arm& arm, const KvFootprint& footprint) {
           {"true_bits", footprint.true_bits()},
           {"true_bits_time_averaged", footprint.true_bits_time_averaged()},
           {"packed_bits", footprint.packed_bits()},
+          {"kv_bytes_per_token", footprint.bytes_per_token()},
           {"tokens_by_rung", tokens_by_rung},
           {"ring",
            {{"tokens", arm.ring.tokens},

@@ -19,9 +19,9 @@ constexpr double kLeft = 70, kRight = 20, kTop = 40, kBottom = 55;  // around a 
 constexpr double kHeading = 70;                                     // above the panels
 constexpr double kCharacterWidth = 5.8, kLineHeight = 12;           // of a point's label
 
-// Okabe & Ito 2008: told apart by the colour-blind too.
+// Okabe & Ito 2008, and a grey: told apart by the colour-blind too.
 constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
-                                    "#E69F00", "#56B4E9", "#000000"};
+                                    "#E69F00", "#56B4E9", "#000000", "#999999"};
 
 std::string Escape(const std::string& text) {
   return absl::StrReplaceAll(text,

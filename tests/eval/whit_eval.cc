@@ -36,16 +36,19 @@ constexpr char kDescription[] =
     "`whit-eval MODE --help` explains a mode.";
 
 constexpr char kArmsHelp[] =
-    "KV policies, separated by commas: fp16, static:RUNG, random:RUNG=WEIGHT,RUNG=WEIGHT; each "
-    "may have a ring of its own, @TOKENS[:RUNG[:SINK_RUNG]], as in static:K4V4@64:K8V8. Rungs: "
-    "K2V2, K4V2, K4V4, K8V4, K8V8, FP16";
+    "KV policies, separated by commas, by the names that whitd's --kv-policy has for them "
+    "(adaptive:3, "
+    "static:K4V4); naive:RUNG, the largest element of a token as its scale and no more; and "
+    "oracle:BITS, adaptive that knows what will matter. Each but fp16 and naive may have a ring of "
+    "its own, @TOKENS[:RUNG[:SINK_RUNG]], as in static:K4V4@64:K8V8. Rungs: K2V2, K4V2, K4V4, "
+    "K8V4, K8V8, FP16";
 
 // What all modes take.
 struct CommonOptions {
   std::string model, policy_file;
   int threads = AvailableCpus();
   int batch = 0;
-  std::string json, csv, plot;
+  std::string json, csv, plot, bits_plot;
 };
 
 struct ArmOptions {
@@ -117,6 +120,8 @@ CLI::App& AddKld(CLI::App& app, Options& options) {
                   "Tokens to run at each context, in chunks spread evenly over the texts")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
+  mode.add_option("--bits-plot", options.common.bits_plot,
+                  "Write a picture of each layer's mean bits as SVG");
   return mode;
 }
 
@@ -214,7 +219,7 @@ absl::Status CheckContexts(const std::vector<int>& contexts, const ModelConfig& 
 
 // Before a long measurement rather than after it.
 absl::Status CheckWritable(const CommonOptions& options) {
-  for (const std::string& path : {options.json, options.csv, options.plot}) {
+  for (const std::string& path : {options.json, options.csv, options.plot, options.bits_plot}) {
     if (path.empty() || std::ofstream(path, std::ios::app)) continue;
     return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written"));
   }
@@ -256,6 +261,10 @@ absl::Status RunKld(const Options& options, const LoadedModel& loaded,
       MeasureKld(loaded, arms, *texts,
                  {.contexts = options.contexts, .tokens = options.tokens, .batch = batch});
   if (!results.ok()) return results.status();
+  if (!options.common.bits_plot.empty()) {
+    absl::Status status = WriteFile(options.common.bits_plot, PlotBits(*results));
+    if (!status.ok()) return status;
+  }
   return Save(options.common, loaded, *results, PlotKld(*results));
 }
 
