@@ -3,8 +3,8 @@
 // in one process, the first of them the FP16 reference.
 //
 // Here: kld, tasks, needle and perplexity are the modes; arm_runner runs their sequences;
-// statistics, report and svg_plot say what came out. What is measured is the libraries' own code:
-// nothing of the cache or the model is simulated here.
+// statistics, report and svg_plot say what came out, and `report`, a script, puts it together. What
+// is measured is the libraries' own code: nothing of the cache or the model is simulated here.
 //
 // This file: one arm, and its name on the command line.
 #ifndef WHIT_TESTS_EVAL_ARMS_H_

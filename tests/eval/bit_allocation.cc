@@ -77,12 +77,6 @@ double BitAllocation::MeanBits(int layer, int kv_head) const {
   return pairs_[size_t{1} * layer * num_kv_heads_ + kv_head].mean();
 }
 
-double BitAllocation::MeanBits(int layer) const {
-  double sum = 0;  // every head has as many tokens
-  for (int head = 0; head < num_kv_heads_; ++head) sum += MeanBits(layer, head);
-  return sum / num_kv_heads_;
-}
-
 ResultObject BitAllocation::ToJson() const {
   ResultObject pairs = ResultObject::array(), kinds = ResultObject::object();
   for (int layer = 0; layer < num_layers_; ++layer) {

@@ -39,9 +39,7 @@ class BitAllocation {
 
   // Nothing was decided: the arm has no policy that decides.
   bool empty() const { return decided_.count == 0; }
-  int num_layers() const { return num_layers_; }
-  // Packed bits of decided tokens; NaN where none were decided.
-  double MeanBits(int layer) const;
+  // Packed bits of decided tokens.
   double MeanBits(int layer, int kv_head) const;
 
   // {"by_layer_and_kv_head": [[bits]], "by_token_kind": {kind: {"tokens": n, "packed_bits":

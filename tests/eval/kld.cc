@@ -242,23 +242,4 @@ std::string PlotKld(absl::Span<const KldResult> results) {
   return RenderSvg("KL divergence against the bits held", panels);
 }
 
-std::string PlotBits(absl::Span<const KldResult> results) {
-  std::vector<PlotPanel> panels;
-  for (const KldResult& result : results) {
-    const std::string title = absl::StrCat("context ", result.context);
-    if (panels.empty() || panels.back().title != title) {
-      panels.push_back({.title = title, .x_label = "layer", .y_label = "packed bits per element"});
-    }
-    for (int layer = 0; !result.bits.empty() && layer < result.bits.num_layers(); ++layer) {
-      panels.back().points.push_back({.series = result.arm.name,
-                                      .label = "",
-                                      .x = static_cast<double>(layer),
-                                      .y = result.bits.MeanBits(layer),
-                                      .low = NAN,
-                                      .high = NAN});
-    }
-  }
-  return RenderSvg("Bits of decided tokens in each layer", panels);
-}
-
 }  // namespace whit::eval

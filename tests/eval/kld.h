@@ -51,8 +51,6 @@ absl::StatusOr<std::vector<KldResult>> MeasureKld(const LoadedModel& loaded,
 
 // An SVG picture of KLD against true bits, a panel for each context.
 std::string PlotKld(absl::Span<const KldResult> results);
-// One of the mean bits of each layer, a panel for each context.
-std::string PlotBits(absl::Span<const KldResult> results);
 
 }  // namespace whit::eval
 

@@ -15,6 +15,7 @@
 #include "tests/eval/loaded_model.h"
 #include "tests/eval/needle.h"
 #include "tests/eval/perplexity.h"
+#include "tests/eval/plot_file.h"
 #include "tests/eval/progress.h"
 #include "tests/eval/report.h"
 #include "tests/eval/tasks.h"
@@ -48,7 +49,7 @@ struct CommonOptions {
   std::string model, policy_file;
   int threads = AvailableCpus();
   int batch = 0;
-  std::string json, csv, plot, bits_plot;
+  std::string json, csv, plot;
 };
 
 struct ArmOptions {
@@ -65,6 +66,10 @@ struct Options {
   int64_t tokens = 32768;
   int64_t characters = 0;
   int limit = 0, prefix_tokens = 0, trials = 25;
+};
+
+struct PlotOptions {
+  std::string panels, picture;
 };
 
 void AddCommon(CLI::App& mode, CommonOptions& options) {
@@ -120,8 +125,6 @@ CLI::App& AddKld(CLI::App& app, Options& options) {
                   "Tokens to run at each context, in chunks spread evenly over the texts")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
-  mode.add_option("--bits-plot", options.common.bits_plot,
-                  "Write a picture of each layer's mean bits as SVG");
   return mode;
 }
 
@@ -192,6 +195,19 @@ CLI::App& AddPerplexity(CLI::App& app, Options& options) {
   return mode;
 }
 
+CLI::App& AddPlot(CLI::App& app, PlotOptions& options) {
+  CLI::App& mode = *app.add_subcommand("plot", "Draws figures that were measured before");
+  mode.footer(
+      "The file says what to draw: {\"title\": T, \"panels\": [{\"title\": T, \"x_label\": T,\n"
+      "\"y_label\": T, \"log_y\": false, \"reference\": Y, \"reference_label\": T, \"points\":\n"
+      "[{\"series\": T, \"label\": T, \"x\": X, \"y\": Y, \"low\": Y, \"high\": Y}]}]}. Only x and "
+      "y of\n"
+      "a point must be there.");
+  mode.add_option("--panels", options.panels, "JSON file")->required()->check(CLI::ExistingFile);
+  mode.add_option("--plot", options.picture, "Where to write the picture as SVG")->required();
+  return mode;
+}
+
 absl::StatusOr<std::vector<Arm>> MakeArms(const ArmOptions& options, const LoadedModel& loaded) {
   RingOverrides overrides;
   if (options.ring_tokens >= 0) overrides.tokens = options.ring_tokens;
@@ -219,7 +235,7 @@ absl::Status CheckContexts(const std::vector<int>& contexts, const ModelConfig& 
 
 // Before a long measurement rather than after it.
 absl::Status CheckWritable(const CommonOptions& options) {
-  for (const std::string& path : {options.json, options.csv, options.plot, options.bits_plot}) {
+  for (const std::string& path : {options.json, options.csv, options.plot}) {
     if (path.empty() || std::ofstream(path, std::ios::app)) continue;
     return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written"));
   }
@@ -261,10 +277,6 @@ absl::Status RunKld(const Options& options, const LoadedModel& loaded,
       MeasureKld(loaded, arms, *texts,
                  {.contexts = options.contexts, .tokens = options.tokens, .batch = batch});
   if (!results.ok()) return results.status();
-  if (!options.common.bits_plot.empty()) {
-    absl::Status status = WriteFile(options.common.bits_plot, PlotBits(*results));
-    if (!status.ok()) return status;
-  }
   return Save(options.common, loaded, *results, PlotKld(*results));
 }
 
@@ -368,6 +380,14 @@ absl::Status Run(const std::string& mode, const Options& options) {
   return RunPerplexity(options, *loaded);
 }
 
+absl::Status Plot(const PlotOptions& options) {
+  const absl::StatusOr<std::string> json = ReadFile(options.panels);
+  if (!json.ok()) return json.status();
+  const absl::StatusOr<std::string> picture = RenderJson(*json);
+  if (!picture.ok()) return Annotate(picture.status(), options.panels);
+  return WriteFile(options.picture, *picture);
+}
+
 }  // namespace
 }  // namespace whit::eval
 
@@ -381,14 +401,17 @@ int main(int argc, char** argv) {
                                                   {&AddTasks(app, tasks), &tasks},
                                                   {&AddNeedle(app, needle), &needle},
                                                   {&AddPerplexity(app, perplexity), &perplexity}};
+  PlotOptions plot;
+  const CLI::App& plot_mode = AddPlot(app, plot);
   CLI11_PARSE(app, argc, argv);
+  absl::Status status;
+  if (plot_mode.parsed()) status = Plot(plot);
   for (const auto& [mode, options] : modes) {
-    if (!mode->parsed()) continue;
-    const absl::Status status = Run(mode->get_name(), *options);
-    if (!status.ok()) {
-      std::cerr << "whit-eval: " << status.message() << "\n";
-      return 1;
-    }
+    if (mode->parsed()) status = Run(mode->get_name(), *options);
+  }
+  if (!status.ok()) {
+    std::cerr << "whit-eval: " << status.message() << "\n";
+    return 1;
   }
   return Interrupted() ? 130 : 0;
 }
