@@ -7,7 +7,7 @@ import math
 import pathlib
 import random
 
-from report_parts import LENGTHS_ARMS, TIMED
+from report_parts import LENGTHS_ARMS, TABLE3, TIMED
 
 FP16 = "fp16"
 RESAMPLES = 2000
@@ -240,7 +240,7 @@ def table3(rows, seconds):
          "ms a token at 128", "at 2,048"],
         [[row["task"], f"`{row['arm']}`", *accuracy_cells(row),
           f"{row['kv_bytes_per_token']:,.0f}", milliseconds(row["arm"], 128),
-          milliseconds(row["arm"], 2048)] for row in sort_by_task(rows)])
+          milliseconds(row["arm"], 2048)] for row in sort_by_task(rows) if row["arm"] in TABLE3])
 
 
 def sort_by_task(rows):

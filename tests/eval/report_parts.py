@@ -19,13 +19,16 @@ FAMILIES = {
     "adaptive": tuple(f"adaptive:{bits}" for bits in BUDGETS),
     "oracle": tuple(f"oracle:{bits}" for bits in BUDGETS),
 }
-# Of tasks and needles.
+# Of tasks and needles, whose differences are too small to tell more arms apart.
 CHOSEN = {
-    "static": ("naive:K4V4", "static:K4V4"),
+    "static": ("naive:K4V4", "static:K2V2", "static:K4V4"),
+    "mixed": ("static-allocated:3", "random:K2V2=1,K4V4=1"),
     "baselines": ("rule", "learned"),
-    "adaptive": ("adaptive:3", "adaptive:3.5"),
+    "adaptive": tuple(f"adaptive:{bits}" for bits in BUDGETS),
 }
 TIMED = ("fp16", "static:K4V4", "rule", "learned", "adaptive:3", "adaptive:3.5")
+# What the paper's Table 3 compares.
+TABLE3 = ("naive:K4V4", *TIMED)
 LENGTHS_ARMS = ("static:K4V4", "adaptive:3", "adaptive:3.5")
 
 
@@ -45,7 +48,7 @@ class Size:
 FULL = Size(
     kld_tokens={512: 8192, 2048: 24576, 8192: 24576},
     task_items=400,
-    long_items=50,
+    long_items=25,
     long_prefix=2048,
     needle_trials={4096: 25, 8192: 25},
     lengths=(64, 128, 256, 1024, 4096),
