@@ -23,6 +23,7 @@ TEST(RenderJsonTest, DrawsWhatItIsTold) {
   }
   EXPECT_THAT(*svg, HasSubstr("<circle"));
   EXPECT_THAT(*svg, Not(HasSubstr("nan")));
+  EXPECT_THAT(*svg, Not(HasSubstr(">-0<")));
 }
 
 TEST(RenderJsonTest, NamesWhatItCannotRead) {

@@ -395,7 +395,7 @@ def plots(results):
     if allocating(rows):
         pictures["bits.svg"] = {"title": "Bits of decided tokens by layer", "panels": [
             {"title": name, "x_label": "layer", "y_label": "packed bits per element",
-             "points": [{"series": r["arm"], "x": layer, "y": bits} for r in members
+             "points": [{"series": label(r["arm"]), "x": layer, "y": bits} for r in members
                         for layer, bits in enumerate(mean_by_layer(r["bits"]))]}
             for name, members in group([{**r, "family": family(r["arm"])}
                                         for r in allocating(rows)], "family").items()]}

@@ -81,7 +81,9 @@ std::vector<double> Ticks(const Axis& axis) {
   const double raw = (axis.to - axis.from) / 6;
   const double power = std::pow(10, std::floor(std::log10(raw)));
   const double step = power * (raw / power < 1.5 ? 1 : raw / power < 3.5 ? 2 : 5);
-  for (double i = std::ceil(axis.from / step); i * step <= axis.to; ++i) ticks.push_back(i * step);
+  for (double i = std::ceil(axis.from / step); i * step <= axis.to; ++i) {
+    ticks.push_back(i * step + 0.0);  // 0 rather than -0
+  }
   return ticks;
 }
 
