@@ -53,26 +53,30 @@ double KvFootprint::AddEnd(const PageTable& table, const Arm& arm, const Shape& 
   end_bytes_ += bytes;
   end_elements_ += elements;
   end_tokens_ += tokens;
-  std::array<double, kNumRungs> decided{};
+  std::array<double, kNumRungs> tokens_by_rung;
   for (int i = 0; i < kNumRungs; ++i) {
-    decided[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
-    tokens_by_rung_[i] += decided[i];
+    tokens_by_rung[i] = static_cast<double>(usage.tokens_by_rung[i]) / shape.lists;
+    tokens_by_rung_[i] += tokens_by_rung[i];
   }
+  AddDecided(tokens_by_rung, tokens, arm, shape);
+  return 8 * bytes / elements;
+}
+
+void KvFootprint::AddDecided(std::array<double, kNumRungs> tokens_by_rung, int tokens,
+                             const Arm& arm, const Shape& shape) {
   if (arm.naive_rung.has_value()) {
     decided_bytes_ += tokens * BytesPerToken(*arm.naive_rung, shape.head_dim);
     decided_elements_ += 2.0 * shape.head_dim * tokens;
-    return 8 * bytes / elements;
+    return;
   }
   const int settled = SettledTokens(arm.ring, tokens);
-  if (settled <= kTileTokens)
-    return 8 * bytes / elements;  // the first page has the sink and is not decided
-  decided[static_cast<size_t>(arm.ring.sink_rung)] -= kTileTokens;
-  decided[static_cast<size_t>(arm.ring.rung)] -= tokens - settled;
+  if (settled <= kTileTokens) return;  // the first page has the sink and is not decided
+  tokens_by_rung[static_cast<size_t>(arm.ring.sink_rung)] -= kTileTokens;
+  tokens_by_rung[static_cast<size_t>(arm.ring.rung)] -= tokens - settled;
   for (int i = 0; i < kNumRungs; ++i) {
-    decided_bytes_ += decided[i] * BytesPerToken(static_cast<Rung>(i), shape.head_dim);
+    decided_bytes_ += tokens_by_rung[i] * BytesPerToken(static_cast<Rung>(i), shape.head_dim);
   }
   decided_elements_ += 2.0 * shape.head_dim * (settled - kTileTokens);
-  return 8 * bytes / elements;
 }
 
 int ArmRunner::DefaultBatch(const ModelConfig& config, size_t num_arms, int tokens) {

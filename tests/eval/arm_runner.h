@@ -61,6 +61,9 @@ class KvFootprint {
   void AddStep(const PageTable& table, const Arm& arm, int tokens_of_step, const Shape& shape);
   // Returns the sequence's true bits.
   double AddEnd(const PageTable& table, const Arm& arm, const Shape& shape);
+  // Of a sequence of so many tokens.
+  void AddDecided(std::array<double, kNumRungs> tokens_by_rung, int tokens, const Arm& arm,
+                  const Shape& shape);
 
   double byte_steps_ = 0, element_steps_ = 0;
   double end_bytes_ = 0, end_elements_ = 0, end_tokens_ = 0;

@@ -109,8 +109,9 @@ absl::StatusOr<Arm> ParseArm(const std::string& name, const RingOverrides& overr
                              const PolicyFile* policy_file) {
   if (name.starts_with(kNaive)) return ParseNaive(name);
   const std::pair<std::string, std::string> halves = absl::StrSplit(name, absl::MaxSplits('@', 1));
-  absl::StatusOr<Arm> parsed = name.starts_with(kOracle) ? ParseOracle(halves.first, policy_file)
-                                                         : ParsePolicy(halves.first, policy_file);
+  const bool oracle = halves.first.substr(0, halves.first.find(':')) == kOracle;
+  absl::StatusOr<Arm> parsed =
+      oracle ? ParseOracle(halves.first, policy_file) : ParsePolicy(halves.first, policy_file);
   if (!parsed.ok()) return Named(name, parsed.status());
   Arm arm = *std::move(parsed);
   const bool reference = IsReference(arm);

@@ -92,7 +92,7 @@ TEST(ParseArmsTest, SaysWhatIsWrong) {
   EXPECT_THAT(error("learned"), HasSubstr("arm 'learned': KV policy learned needs a policy file"));
   EXPECT_THAT(error("naive:K3V3"), HasSubstr("'K3V3' is no rung"));
   EXPECT_THAT(error("oracle:9"), HasSubstr("arm 'oracle:9'"));
-  EXPECT_THAT(error("oraclex:3"), HasSubstr("is no KV policy"));
+  EXPECT_THAT(error("oraclex:3"), HasSubstr("'oraclex:3' is no KV policy"));
   EXPECT_THAT(error("naive:FP16"), HasSubstr("FP16 is not quantized"));
 }
 

@@ -37,12 +37,11 @@ constexpr char kDescription[] =
     "`whit-eval MODE --help` explains a mode.";
 
 constexpr char kArmsHelp[] =
-    "KV policies, separated by commas, by the names that whitd's --kv-policy has for them "
-    "(adaptive:3, "
-    "static:K4V4); naive:RUNG, the largest element of a token as its scale and no more; and "
-    "oracle:BITS, adaptive that knows what will matter. Each but fp16 and naive may have a ring of "
-    "its own, @TOKENS[:RUNG[:SINK_RUNG]], as in static:K4V4@64:K8V8. Rungs: K2V2, K4V2, K4V4, "
-    "K8V4, K8V8, FP16";
+    "KV policies, separated by commas: those of whitd's --kv-policy (adaptive:3, static:K4V4); "
+    "naive:RUNG, a token's largest element as its scale and no more; oracle:BITS, adaptive that "
+    "knows what will matter. Each but fp16 and naive may have a ring of its own, "
+    "@TOKENS[:RUNG[:SINK_RUNG]], as in static:K4V4@64:K8V8. Rungs: K2V2, K4V2, K4V4, K8V4, K8V8, "
+    "FP16";
 
 // What all modes take.
 struct CommonOptions {
@@ -198,11 +197,11 @@ CLI::App& AddPerplexity(CLI::App& app, Options& options) {
 CLI::App& AddPlot(CLI::App& app, PlotOptions& options) {
   CLI::App& mode = *app.add_subcommand("plot", "Draws figures that were measured before");
   mode.footer(
-      "The file says what to draw: {\"title\": T, \"panels\": [{\"title\": T, \"x_label\": T,\n"
-      "\"y_label\": T, \"log_y\": false, \"reference\": Y, \"reference_label\": T, \"points\":\n"
-      "[{\"series\": T, \"label\": T, \"x\": X, \"y\": Y, \"low\": Y, \"high\": Y}]}]}. Only x and "
-      "y of\n"
-      "a point must be there.");
+      "The file says what to draw:\n"
+      "  {\"title\": T, \"panels\": [{\"title\": T, \"x_label\": T, \"y_label\": T,\n"
+      "    \"log_y\": false, \"reference\": Y, \"reference_label\": T, \"points\": [\n"
+      "    {\"series\": T, \"label\": T, \"x\": X, \"y\": Y, \"low\": Y, \"high\": Y}]}]}\n"
+      "Only a point's x and y must be there.");
   mode.add_option("--panels", options.panels, "JSON file")->required()->check(CLI::ExistingFile);
   mode.add_option("--plot", options.picture, "Where to write the picture as SVG")->required();
   return mode;
