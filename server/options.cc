@@ -157,11 +157,12 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
                 "SIZE",
                 "memory for keys and values; the default is half of the memory that is available "
                 "once the model is loaded, at most 4 GiB");
-  AddParsedFlag(app, "--kv-policy", options.engine.kv_policy, ParsePrecisionPolicy,
-                options.engine.kv_policy.ToString(), kGroup, "POLICY",
-                "precision of keys and values: fp16; adaptive, or adaptive:BITS with codes and "
-                "scales of that many bits per element; static:RUNG such as static:K4V4; "
-                "static-allocated:BITS; learned; rule; random:MIX such as random:K2V2=1,K4V4=3");
+  AddParsedFlag(app, "--kv-policy", options.kv_policy, ParsePrecisionPolicy, "", kGroup, "POLICY",
+                "precision of keys and values: adaptive, or adaptive:BITS with codes and scales of "
+                "that many bits per element; fp16; static:RUNG such as static:K4V4; "
+                "static-allocated:BITS; learned; rule; random:MIX such as random:K2V2=1,K4V4=3; "
+                "the default is adaptive where the model has a policy file with importance or "
+                "--kv-target-bits is given, and static:K8V8 elsewhere");
   AddParsedFlag(app, "--kv-target-bits", options.engine.kv_target_bits, ParseTargetBits, "", kGroup,
                 "BITS",
                 "bits per key and value element, all memory counted, that the running requests of "

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "controller/policy_spec.h"
 #include "runtime/engine/engine.h"
 #include "runtime/ops/thread_pool.h"
 #include "server/logging.h"
@@ -20,9 +21,10 @@ struct ServerOptions {
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics endpoint
   int max_message_bytes = 16 << 20;
   int threads = AvailableCpus();
-  std::optional<uint64_t> kv_cache_bytes;  // unset: chosen from what memory is left
-  std::string kv_policy_file;              // empty: one is looked for
-  EngineOptions engine;                    // all but kv_cache_bytes
+  std::optional<uint64_t> kv_cache_bytes;        // unset: chosen from what memory is left
+  std::optional<PrecisionPolicySpec> kv_policy;  // unset: chosen by what is known of the model
+  std::string kv_policy_file;                    // empty: one is looked for
+  EngineOptions engine;                          // all but kv_cache_bytes and kv_policy
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;

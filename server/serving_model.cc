@@ -45,20 +45,39 @@ std::string SectionsOf(const PolicyFile& file) {
   return absl::StrJoin(sections, ",");
 }
 
-// Which policy requests get by default, and what it rests on.
-void LogPolicy(const ServerOptions& options, const std::optional<FoundPolicy>& found,
-               const Logger& logger) {
-  const PrecisionPolicySpec& policy = options.engine.kv_policy;
-  const bool quantizes = policy != PrecisionPolicySpec();
-  const bool adaptive = policy.kind == PrecisionPolicySpec::Kind::kAdaptive;
-  const bool generic = adaptive && !(found.has_value() && found->file.importance.has_value());
+bool KnowsImportance(const std::optional<FoundPolicy>& found) {
+  return found.has_value() && found->file.importance.has_value();
+}
+
+// The policy that requests get by default, and why.
+struct ChosenPolicy {
+  PrecisionPolicySpec spec;
+  const char* reason;
+};
+
+ChosenPolicy ChoosePolicy(const ServerOptions& options, const std::optional<FoundPolicy>& found) {
+  if (options.kv_policy.has_value()) return {*options.kv_policy, "--kv-policy"};
+  const PrecisionPolicySpec adaptive = {.kind = PrecisionPolicySpec::Kind::kAdaptive};
+  if (options.engine.kv_target_bits > 0) return {adaptive, "--kv-target-bits"};
+  if (KnowsImportance(found)) return {adaptive, "the policy file has this model's importance"};
+  // 8 bits lose next to nothing; how far below them a model may go is not known before it has been
+  // calibrated.
+  return {{.kind = PrecisionPolicySpec::Kind::kStatic, .rung = Rung::kK8V8},
+          "this model's importance is not known"};
+}
+
+void LogPolicy(const ServerOptions& options, const ChosenPolicy& policy,
+               const std::optional<FoundPolicy>& found, const Logger& logger) {
+  const bool quantizes = policy.spec != PrecisionPolicySpec();
+  const bool adaptive = policy.spec.kind == PrecisionPolicySpec::Kind::kAdaptive;
+  const bool generic = adaptive && !KnowsImportance(found);
   std::string event = found.has_value() ? "policy file" : "no policy file for this model";
   if (generic) absl::StrAppend(&event, ": adaptive goes by what is true of models in general");
   if (!found.has_value()) {
     absl::StrAppend(&event, generic ? ", and" : ":",
                     " what is quantized is quantized without means, at a larger error");
   }
-  std::vector<LogField> fields = {{"policy", policy.ToString()}};
+  std::vector<LogField> fields = {{"policy", policy.spec.ToString()}, {"because", policy.reason}};
   if (found.has_value()) {
     fields.push_back({"path", found->path});
     fields.push_back({"fingerprint", absl::StrFormat("%016x", found->file.model.fingerprint)});
@@ -66,6 +85,9 @@ void LogPolicy(const ServerOptions& options, const std::optional<FoundPolicy>& f
   }
   if (options.engine.kv_target_bits > 0) {
     fields.push_back({"target_bits", absl::StrFormat("%g", options.engine.kv_target_bits)});
+  } else if (adaptive) {
+    const double bits = policy.spec.packed_bits > 0 ? policy.spec.packed_bits : kDefaultPackedBits;
+    fields.push_back({"packed_bits", absl::StrFormat("%g", bits)});
   }
   if (generic || !found.has_value()) {
     fields.push_back({"remedy", absl::StrCat("whit-calibrate --model=", options.model_path)});
@@ -73,22 +95,6 @@ void LogPolicy(const ServerOptions& options, const std::optional<FoundPolicy>& f
   const bool fine =
       !quantizes || options.kv_policy_file == kNoPolicyFile || (found.has_value() && !generic);
   logger.Log(fine ? LogLevel::kInfo : LogLevel::kWarn, event, fields);
-}
-
-// Finds the model's policy file, if there is one, and gives the model what it holds for it.
-absl::StatusOr<std::optional<PolicyFile>> ApplyPolicyFile(const ServerOptions& options,
-                                                          const GgufFile& file, Model& model,
-                                                          const Logger& logger) {
-  absl::StatusOr<std::optional<FoundPolicy>> found =
-      FindPolicy({.path = options.kv_policy_file,
-                  .model_path = options.model_path,
-                  .directory = ShippedPolicyDirectory()},
-                 IdentityOf(file, model.config()));
-  if (!found.ok()) return found.status();
-  LogPolicy(options, *found, logger);
-  if (!found->has_value()) return std::optional<PolicyFile>();
-  model.SetKeyMeans((*found)->file.key_means);
-  return std::move((*found)->file);
 }
 
 }  // namespace
@@ -106,10 +112,16 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Load(**file, *serving->threads_);
   if (!model.ok()) return Annotated(model.status(), path);
   serving->model_ = *std::move(model);
-  absl::StatusOr<std::optional<PolicyFile>> policy_file =
-      ApplyPolicyFile(options, **file, *serving->model_, logger);
-  if (!policy_file.ok()) return policy_file.status();
-  serving->policy_file_ = *std::move(policy_file);
+  absl::StatusOr<std::optional<FoundPolicy>> found = FindPolicy(
+      {.path = options.kv_policy_file, .model_path = path, .directory = ShippedPolicyDirectory()},
+      IdentityOf(**file, serving->config()));
+  if (!found.ok()) return found.status();
+  const ChosenPolicy policy = ChoosePolicy(options, *found);
+  LogPolicy(options, policy, *found, logger);
+  if (found->has_value()) {
+    serving->policy_file_ = std::move((*found)->file);
+    serving->model_->SetKeyMeans(serving->policy_file_->key_means);
+  }
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(**file);
   if (!tokenizer.ok()) return Annotated(tokenizer.status(), path);
@@ -130,6 +142,7 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   if (!kv_cache_bytes.ok()) return kv_cache_bytes.status();
   EngineOptions engine_options = options.engine;
   engine_options.kv_cache_bytes = *kv_cache_bytes;
+  engine_options.kv_policy = policy.spec;
   if (serving->policy_file_) engine_options.policy_file = &*serving->policy_file_;
   absl::StatusOr<std::unique_ptr<Engine>> engine =
       Engine::Create(engine_options, *serving->model_, *serving->tokenizer_, std::move(observer));

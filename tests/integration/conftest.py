@@ -87,10 +87,13 @@ def start():
 
 @pytest.fixture(scope="module")
 def server(tiny_model):
-    """A whitd that the tests of a module share; it must be alive and empty after each."""
+    """A whitd that the tests of a module share; it must be alive and empty after each.
+
+    At fp16: there, what one stream gets does not depend on what was served before.
+    """
     from whitd import Whitd
 
-    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M")
+    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", "--kv-policy=fp16")
     yield shared
     assert shared.stop() == 0
 

@@ -88,6 +88,27 @@ def test_adaptive_serves_with_and_without_a_file(files, tiny_model, start, calib
     assert decided > 0
 
 
+@pytest.mark.parametrize("calibrated, flags, policy, reason", [
+    (True, [], "adaptive", "importance"),
+    (True, ["--kv-policy=fp16"], "fp16", "--kv-policy"),
+    (True, ["--kv-policy-file=off"], "static:K8V8", "not known"),
+    (False, [], "static:K8V8", "not known"),
+    (False, ["--kv-target-bits=5"], "adaptive", "--kv-target-bits"),
+    (False, ["--kv-policy=adaptive"], "adaptive", "--kv-policy"),
+])
+def test_the_default_policy_goes_by_what_is_known(files, tiny_model, start, calibrated, flags,
+                                                  policy, reason):
+    server = start(files / "m.gguf" if calibrated else tiny_model, *flags)
+    line = next(line for line in server.log if "because" in line)
+    assert line["policy"] == policy and reason in line["because"]
+    # 3.5 unless something else was asked for; only adaptive spends bits of a target.
+    spends = policy == "adaptive" and "--kv-target-bits=5" not in flags
+    assert line.get("packed_bits") == ("3.5" if spends else None)
+    with server.client() as stub:
+        got = Stream(stub.GenerateStream(request("x" * 300, max_new_tokens=8), timeout=TIMEOUT))
+    assert got.last.kv_cache.policy == policy
+
+
 def test_the_server_uses_none_if_told_so(files):
     server = Whitd(BIN_DIR / "whitd", files / "m.gguf", "--kv-policy=static:K2V2",
                    "--kv-policy-file=off")

@@ -130,7 +130,7 @@ def test_a_queue_full_of_prompt_tokens_refuses(start, slow_model):
 
 
 def test_memory_that_is_promised_is_not_promised_again(start, slow_model):
-    server = start(slow_model, "--kv-cache-bytes=100M")
+    server = start(slow_model, "--kv-cache-bytes=100M", "--kv-policy=fp16")
     half = dict(LONG, max_new_tokens=8_000)
     with server.client() as stub:
         first = stub.GenerateStream(request("Go on", **half))

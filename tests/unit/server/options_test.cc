@@ -37,6 +37,7 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
   EXPECT_EQ(parsed.options->metrics_listen, "127.0.0.1:9464");
   EXPECT_FALSE(parsed.options->kv_cache_bytes.has_value());
   EXPECT_GE(parsed.options->threads, 1);
+  EXPECT_FALSE(parsed.options->kv_policy.has_value());
   EXPECT_EQ(parsed.options->engine.kv_ring, kDefaultRing);
 
   EXPECT_EQ(Parse({}).exit_status, kExitUsage);
@@ -73,7 +74,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.max_message_bytes, 1 << 20);
   EXPECT_EQ(options.threads, 3);
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
-  EXPECT_EQ(options.engine.kv_policy.ToString(), "static:K4V4");
+  EXPECT_EQ(options.kv_policy->ToString(), "static:K4V4");
   EXPECT_EQ(options.kv_policy_file, "p");
   EXPECT_EQ(options.engine.kv_target_bits, 3.5);
   EXPECT_EQ(options.engine.kv_ring,
