@@ -23,11 +23,6 @@ AdaptivePolicy::AdaptivePolicy(const ModelIdentity& model, const ImportanceModel
       importance_(importance),
       errors_({.key = importance.key_error, .value = importance.value_error}) {
   for (const float spread : importance.spreads) inverse_spreads_.push_back(1 / spread);
-  for (int output = 0; output < 2; ++output) {
-    for (int i = 0; i < ImportanceModel::kHidden; ++i) {
-      weights3_.push_back(importance.weights3[2 * i + output]);
-    }
-  }
 }
 
 void AdaptivePolicy::PredictImportance(const LeavingTokens& tokens, int first, int count,
@@ -56,8 +51,8 @@ void AdaptivePolicy::PredictImportance(const LeavingTokens& tokens, int first, i
             importance_.pair_bias1.data() + pair * kHidden, kHidden, hidden1);
   DenseRelu(hidden1, count, kHidden, importance_.weights2.data(), importance_.bias2.data(), kHidden,
             hidden2);
-  DenseLinear(hidden2, count, kHidden, weights3_.data(), importance_.pair_bias3.data() + 2 * pair,
-              2, log_importance);
+  DenseLinear(hidden2, count, kHidden, importance_.weights3.data(),
+              importance_.pair_bias3.data() + 2 * pair, 2, log_importance);
 }
 
 void AdaptivePolicy::Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) const {

@@ -32,7 +32,6 @@ class AdaptivePolicy final : public PrecisionPolicy {
   const ImportanceModel& importance_;
   const RungErrors errors_;
   std::vector<float> inverse_spreads_;  // [pair][feature]
-  std::vector<float> weights3_;         // [2][kHidden]
 };
 
 // With what is true of models in general (generic_importance.h).

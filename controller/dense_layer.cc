@@ -54,18 +54,36 @@ void Relu(const float* in, size_t rows, size_t inputs, const float* weights, con
   }
 }
 
-void Linear(const float* in, size_t rows, size_t inputs, const float* weights, const float* bias,
-            size_t outputs, float* out) {
+template <size_t kOutputs>
+void LinearRows(const float* HWY_RESTRICT in, size_t rows, size_t inputs,
+                const float* HWY_RESTRICT weights, const float* HWY_RESTRICT bias,
+                float* HWY_RESTRICT out) {
   const DF d;
   for (size_t row = 0; row < rows; ++row) {
-    for (size_t o = 0; o < outputs; ++o) {
-      VF sum = hn::Zero(d);
-      for (size_t i = 0; i < inputs; i += hn::Lanes(d)) {
-        sum = hn::MulAdd(hn::LoadU(d, in + row * inputs + i),
-                         hn::LoadU(d, weights + o * inputs + i), sum);
+    VF sums[kOutputs];
+    for (VF& sum : sums) sum = hn::Zero(d);
+    for (size_t i = 0; i < inputs; i += hn::Lanes(d)) {
+      const VF x = hn::LoadU(d, in + row * inputs + i);
+      VF w[kOutputs];
+      if constexpr (kOutputs == 2) {
+        hn::LoadInterleaved2(d, weights + i * kOutputs, w[0], w[1]);
+      } else {
+        hn::LoadInterleaved4(d, weights + i * kOutputs, w[0], w[1], w[2], w[3]);
       }
-      out[row * outputs + o] = bias[o] + hn::GetLane(hn::SumOfLanes(d, sum));
+      for (size_t o = 0; o < kOutputs; ++o) sums[o] = hn::MulAdd(x, w[o], sums[o]);
     }
+    for (size_t o = 0; o < kOutputs; ++o) {
+      out[row * kOutputs + o] = bias[o] + hn::GetLane(hn::SumOfLanes(d, sums[o]));
+    }
+  }
+}
+
+void Linear(const float* in, size_t rows, size_t inputs, const float* weights, const float* bias,
+            size_t outputs, float* out) {
+  if (outputs == 2) {
+    LinearRows<2>(in, rows, inputs, weights, bias, out);
+  } else {
+    LinearRows<4>(in, rows, inputs, weights, bias, out);
   }
 }
 

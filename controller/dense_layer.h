@@ -11,8 +11,7 @@ namespace whit {
 void DenseRelu(const float* in, size_t rows, size_t inputs, const float* weights, const float* bias,
                size_t outputs, float* out);
 
-// The same without max and for few outputs: weights are [output][input], and `inputs` is a multiple
-// of 16.
+// The same without max and for 2 or 4 outputs; `inputs` is a multiple of 16.
 void DenseLinear(const float* in, size_t rows, size_t inputs, const float* weights,
                  const float* bias, size_t outputs, float* out);
 

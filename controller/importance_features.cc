@@ -102,12 +102,9 @@ void Extract(const LeavingTokens& tokens, int first, int count, const float* que
     const int position = tokens.first_position + token;
     queries[i] = static_cast<float>(std::max(1, tokens.context - position));
     positions[i] = static_cast<float>(position + 1);
-    if (tokens.received.sum != nullptr) {
-      sum[i] = tokens.received.sum[token] / queries[i];
-      squares[i] = tokens.received.squares[token] / queries[i];
-      recent[i] = tokens.received.recent[token];
-    }
-    if (tokens.keys == nullptr) continue;
+    sum[i] = tokens.received.sum[token] / queries[i];
+    squares[i] = tokens.received.squares[token] / queries[i];
+    recent[i] = tokens.received.recent[token];
     const float* key = tokens.keys + token * head_dim;
     const float* value = tokens.values + token * head_dim;
     block->key_squares[i] = tokens.key_mean == nullptr
@@ -129,7 +126,7 @@ void Extract(const LeavingTokens& tokens, int first, int count, const float* que
   LogBlock(positions, kLeast, 1, row(ImportanceFeature::kPosition));
   float* expected = row(ImportanceFeature::kExpectedAttention);
   std::fill_n(expected, kTileTokens, 0.0f);
-  if (tokens.keys != nullptr && num_queries > 0) {
+  if (num_queries > 0) {
     ExpectedAttention(tokens.keys + first * head_dim, count, query_means, num_queries, head_dim,
                       expected);
   }

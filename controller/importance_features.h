@@ -17,8 +17,7 @@ struct ImportanceFeatureBlock {
 };
 
 // Of the `count` tokens from the `first` on. `query_means` are [query head of the group][head_dim];
-// without any, the expected attention is 0. head_dim is a multiple of 16. What was not observed
-// (null) counts as zeros.
+// without any, the expected attention is 0. head_dim is a multiple of 16.
 void ExtractImportanceFeatures(const LeavingTokens& tokens, int first, int count,
                                absl::Span<const float> query_means, ImportanceFeatureBlock* block);
 

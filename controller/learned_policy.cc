@@ -6,14 +6,6 @@
 
 namespace whit {
 
-LearnedPolicy::LearnedPolicy(const LearnedModel& model) : model_(model) {
-  for (int output = 0; output < LearnedModel::kClasses; ++output) {
-    for (int i = 0; i < LearnedModel::kHidden; ++i) {
-      weights3_.push_back(model.weights3[i * LearnedModel::kClasses + output]);
-    }
-  }
-}
-
 void LearnedPolicy::Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) const {
   constexpr int kFeatures = LearnedModel::kFeatures, kHidden = LearnedModel::kHidden,
                 kClasses = LearnedModel::kClasses;
@@ -21,8 +13,7 @@ void LearnedPolicy::Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) 
     const int count = std::min(kTileTokens, tokens.count - first);
     float z[kTileTokens][kFeatures];
     for (int i = 0; i < count; ++i) {
-      const TokenFeatures token =
-          tokens.features.empty() ? TokenFeatures() : tokens.features[first + i];
+      const TokenFeatures& token = tokens.features[first + i];
       const float features[kFeatures] = {token.entropy, token.rarity, token.attention_variance,
                                          token.confidence};
       for (int f = 0; f < kFeatures; ++f) {
@@ -35,7 +26,7 @@ void LearnedPolicy::Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) 
               hidden1);
     DenseRelu(hidden1, count, kHidden, model_.weights2.data(), model_.bias2.data(), kHidden,
               hidden2);
-    DenseLinear(hidden2, count, kHidden, weights3_.data(), model_.bias3.data(), kClasses,
+    DenseLinear(hidden2, count, kHidden, model_.weights3.data(), model_.bias3.data(), kClasses,
                 scores[0]);
     for (int i = 0; i < count; ++i) {
       const auto best = std::max_element(scores[i], scores[i] + kClasses) - scores[i];

@@ -2,8 +2,6 @@
 #ifndef WHIT_CONTROLLER_LEARNED_POLICY_H_
 #define WHIT_CONTROLLER_LEARNED_POLICY_H_
 
-#include <vector>
-
 #include "controller/learned_model.h"
 #include "controller/precision_policy.h"
 
@@ -12,14 +10,13 @@ namespace whit {
 class LearnedPolicy final : public PrecisionPolicy {
  public:
   // `model` outlives the policy.
-  explicit LearnedPolicy(const LearnedModel& model);
+  explicit LearnedPolicy(const LearnedModel& model) : model_(model) {}
 
   SignalNeeds needs() const override { return {.features = true}; }
   void Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) const override;
 
  private:
   const LearnedModel& model_;
-  std::vector<float> weights3_;  // [kClasses][kHidden]
 };
 
 }  // namespace whit

@@ -9,10 +9,8 @@ void RulePolicy::Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) con
     const int position = tokens.first_position + i;
     const auto queries = static_cast<float>(std::max(1, tokens.context - position));
     const double attention =
-        tokens.received.sum == nullptr
-            ? 0
-            : tokens.received.sum[i] / queries / EvenAttentionShare(tokens, position);
-    const double entropy = tokens.features.empty() ? 0 : tokens.features[i].entropy;
+        tokens.received.sum[i] / queries / EvenAttentionShare(tokens, position);
+    const double entropy = tokens.features[i].entropy;
     if (entropy >= thresholds_.entropy_high || attention >= thresholds_.attention_high) {
       rungs[i] = Rung::kK8V8;
     } else if (entropy < thresholds_.entropy_low && attention < thresholds_.attention_low) {
