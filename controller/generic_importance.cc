@@ -1,21 +1,19 @@
 #include "controller/generic_importance.h"
 
+#include <algorithm>
 #include <cmath>
-#include <numeric>
 
 namespace whit {
 namespace {
 
-// Weights of standardized features over their nominal spread.
-constexpr float kAttentionWeight = 0.82f / 1.5f;  // the sum's and the normalized sum's together
-constexpr float kRecentWeight = 0.74f / 2.0f;
-constexpr float kKeyNormWeight = 0.36f / 0.3f;
-constexpr float kValueNormWeightOfKey = 0.71f / 0.3f, kValueNormWeightOfValue = 0.34f / 0.3f;
-constexpr float kLogKeyToValue = 1.25f;  // ln 3.5
-
-float Mean(const float* x, int count) {
-  return std::accumulate(x, x + count, 0.0f) / static_cast<float>(count);
-}
+// Slopes of ln(importance * squared norm), fitted for all layers and heads of a model at once.
+constexpr float kPersistenceSlope = 1.5f, kAttentionSlope = 0.1f, kValueSlope = 0.5f;
+constexpr float kKeySlopeOfKey = 1.1f, kKeySlopeOfValue = 0.1f;
+// Recent attention below this, relative to the average, is as good as none; a logarithm.
+constexpr float kFaded = -2;
+// Sizes of elements, logarithms of their root mean squares, at which an error in a key costs
+// exp(kLogKeyToValue) times as much as one in a value that is as large relative to it.
+constexpr float kLogKeySize = 0.75f, kLogValueSize = -0.35f, kLogKeyToValue = 2.3f;
 
 }  // namespace
 
@@ -28,30 +26,30 @@ void GenericLosses(const LeavingTokens& tokens, int first, int count,
   const float* recent = row(ImportanceFeature::kRecentAttention);
   const float* key_norm = row(ImportanceFeature::kKeyNorm);
   const float* value_norm = row(ImportanceFeature::kValueNorm);
-  const float key_center = Mean(key_norm, count), value_center = Mean(value_norm, count);
   const float log_recent_queries = -std::log(1 - kRecentDecay);
+  const float log_root_dim = 0.5f * std::log(static_cast<float>(tokens.head_dim));
   for (int i = 0; i < count; ++i) {
     const float share = std::log(EvenAttentionShare(tokens, tokens.first_position + first + i));
-    const float attended = kAttentionWeight * (attention[i] - share) +
-                           kRecentWeight * (recent[i] - share - log_recent_queries);
-    const float key = key_norm[i] - key_center, value = value_norm[i] - value_center;
-    // The importance is per unit of squared error, which grows with the square of the norm.
-    key_losses[i] = std::exp(kLogKeyToValue + attended + kKeyNormWeight * key +
-                             kValueNormWeightOfKey * value + 2 * key);
-    value_losses[i] =
-        std::exp(attended + kKeyNormWeight * key + kValueNormWeightOfValue * value + 2 * value);
+    const float persistence = recent[i] - log_recent_queries - attention[i] - kFaded;
+    const float key = key_norm[i] - log_root_dim - kLogKeySize;
+    const float value = value_norm[i] - log_root_dim - kLogValueSize;
+    const float common = kPersistenceSlope * std::max(persistence, 0.0f) +
+                         kAttentionSlope * (attention[i] - share) + kValueSlope * value;
+    key_losses[i] = std::exp(kLogKeyToValue + common + kKeySlopeOfKey * key);
+    value_losses[i] = std::exp(common + kKeySlopeOfValue * key);
   }
 }
 
 std::vector<PolicyFile::PricePoint> GenericPrices(int head_dim) {
-  // Widths per element and the logarithm of the price of one, for logarithms of losses with a
-  // standard deviation of 2.2 and a correlation of 0.9 between key and value.
+  // Widths per element and the logarithm of the price of one, for losses as they were spread over
+  // the tokens, layers and heads of the model that the slopes were fitted to.
   struct Point {
     float bits, log_price;
   };
-  constexpr Point kPoints[] = {{7.37f, -7},    {6.52f, -5.5f}, {5.78f, -4.5f}, {5, -3.5f},
-                               {4.27f, -2.5f}, {3.63f, -1.5f}, {3.09f, -0.5f}, {2.66f, 0.5f},
-                               {2.35f, 1.5f},  {2.16f, 2.5f}};
+  constexpr Point kPoints[] = {{7.66f, -5.5f}, {6.94f, -5}, {6.44f, -4},   {5.59f, -3},
+                               {4.86f, -2.5f}, {4.53f, -2}, {3.6f, -1},    {3.22f, 0},
+                               {2.98f, 0.5f},  {2.54f, 1},  {2.34f, 1.5f}, {2.22f, 2},
+                               {2.07f, 3}};
   const float scale_bits = 16.0f / static_cast<float>(head_dim);  // two of 16 over 2 * head_dim
   const float elements = 2.0f * static_cast<float>(head_dim);
   std::vector<PolicyFile::PricePoint> prices;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "controller/generic_importance.h"
+#include "controller/price.h"
 #include "tests/unit/support/simd_targets.h"
 
 namespace whit {
@@ -219,19 +220,37 @@ TEST(ExpectedAttentionTest, ManyQueryHeadsAreSummed) {
   }
 }
 
-TEST(GenericAdaptivePolicyTest, WhatIsAttendedMoreGetsMoreBits) {
-  const GenericAdaptivePolicy policy;
-  Observed observed(32, 64, 5);
-  for (int i = 0; i < 32; ++i) {
+// Tokens that received an even share of attention on average, and `recently` times that of late.
+Observed Attended(int count, float recently) {
+  Observed observed(count, 64, 5);
+  for (int i = 0; i < count; ++i) {
     const float share = EvenAttentionShare(observed.tokens, 48 + i);
-    const float times = i % 2 == 0 ? 20.0f : 0.05f;
-    observed.sum[i] = times * share * static_cast<float>(observed.tokens.context - 48 - i);
-    observed.recent[i] = times * share / (1 - kRecentDecay);
+    observed.sum[i] = share * static_cast<float>(observed.tokens.context - 48 - i);
+    observed.recent[i] = recently * share / (1 - kRecentDecay);
   }
-  observed.tokens.price = GenericPrices(64)[6].price;  // about 3.3 bits
-  std::vector<Rung> rungs(32);
-  policy.Decide(observed.tokens, absl::MakeSpan(rungs));
-  for (int i = 0; i < 32; i += 2) EXPECT_GT(rungs[i], rungs[i + 1]) << i;
+  observed.tokens.price = std::exp(PricesOf(nullptr, 64).LogPrice(3.5));
+  return observed;
+}
+
+double GenericBits(const Observed& observed) {
+  std::vector<Rung> rungs(observed.tokens.count);
+  GenericAdaptivePolicy().Decide(observed.tokens, absl::MakeSpan(rungs));
+  double bits = 0;
+  for (const Rung rung : rungs) bits += PackedBits(rung, 64) / observed.tokens.count;
+  return bits;
+}
+
+TEST(GenericAdaptivePolicyTest, WhatIsStillAttendedGetsMoreBits) {
+  EXPECT_GT(GenericBits(Attended(32, 20)), GenericBits(Attended(32, 1)));
+  EXPECT_GT(GenericBits(Attended(32, 1)), GenericBits(Attended(32, 0.05f)));
+}
+
+TEST(GenericAdaptivePolicyTest, LargeKeysGetMoreBits) {
+  Observed observed = Attended(32, 1);
+  const double bits = GenericBits(observed);
+  for (float& x : observed.keys) x *= 6;
+  observed.tokens.key_mean = nullptr;
+  EXPECT_GT(GenericBits(observed), bits);
 }
 
 }  // namespace

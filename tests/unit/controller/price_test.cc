@@ -42,10 +42,30 @@ class SyntheticTokens {
   std::normal_distribution<double> normal_;
 };
 
+// What these tokens get at a level of 0 and a spread of 2.2, to the twentieth part.
+PriceCurve CurveOfSyntheticTokens() {
+  std::vector<PolicyFile::PricePoint> points;
+  for (const auto& [width, log_price] :
+       std::initializer_list<std::pair<float, float>>{{7.37f, -7},
+                                                      {6.52f, -5.5f},
+                                                      {5.78f, -4.5f},
+                                                      {5, -3.5f},
+                                                      {4.27f, -2.5f},
+                                                      {3.63f, -1.5f},
+                                                      {3.09f, -0.5f},
+                                                      {2.66f, 0.5f},
+                                                      {2.35f, 1.5f},
+                                                      {2.16f, 2.5f}}) {
+    points.push_back(
+        {.bits = width + 16.0f / kHeadDim, .price = std::exp(log_price) / (2.0f * kHeadDim)});
+  }
+  return PriceCurve(points, kHeadDim);
+}
+
 // A sequence under a controller that holds its packed bits.
 struct Loop {
   Loop(double target, uint32_t seed)
-      : target_bits(target), tokens(seed), controller(PriceCurve({}, kHeadDim), target) {}
+      : target_bits(target), tokens(seed), controller(CurveOfSyntheticTokens(), target) {}
 
   // Decides `count` tokens, then lets the controller see what became of them.
   double Step(int count, double level, double spread, double pressure = 0) {
@@ -97,11 +117,16 @@ TEST(PriceCurveTest, LeavesOutWhatIsNoCurve) {
   EXPECT_NEAR(two.LogPrice(5), (std::log(1e-4) + std::log(1e-3)) / 2, 1e-5);
 }
 
-TEST(GenericPricesTest, GiveTheBitsTheyName) {
-  for (const double bits : {2.5, 3.0, 3.5, 4.25, 6.0}) {
-    const double price = std::exp(PriceCurve({}, kHeadDim).LogPrice(bits));
-    SyntheticTokens tokens(1);
-    EXPECT_NEAR(tokens.Decide(2000, price, 0, 2.2), bits, 0.05 * bits);
+TEST(GenericPricesTest, AreACurveOverAllBitsThatCanBeReached) {
+  for (const int head_dim : {16, 64, 128}) {
+    const std::vector<PolicyFile::PricePoint> prices = GenericPrices(head_dim);
+    const PriceCurve curve(prices, head_dim);
+    // None was left out.
+    for (const PolicyFile::PricePoint& point : prices) {
+      EXPECT_NEAR(curve.LogPrice(point.bits), std::log(point.price), 1e-5);
+    }
+    EXPECT_NEAR(prices.front().bits, curve.max_bits(), 0.5);
+    EXPECT_NEAR(prices.back().bits, curve.min_bits(), 0.1);
   }
 }
 

@@ -165,22 +165,23 @@ TEST_F(SequencePriceTest, EveryTokenIsExplainedIfThatWasAskedFor) {
 }
 
 TEST_F(SequencePriceTest, BitsAreDearerInAFullPool) {
-  constexpr int kRequests = 8;
-  // What the requests pay when they are nearly done.
+  constexpr int kOthers = 12, kPrompt = 1000, kNewTokens = 200;
+  // What a request pays beside others that take nearly all they have reserved.
   const auto price_with = [&](size_t kv_cache_bytes) {
-    Start({.kv_cache_bytes = kv_cache_bytes, .max_cached_prefixes = 0});
-    std::vector<Client> clients(kRequests);
-    for (Client& client : clients) {
-      Submit("adaptive:8", 0, 100, 1100, client, std::make_shared<SyntheticPolicy>());
-    }
-    while (clients.front().Poll().tokens.size() < 1080) core_->Step(absl::UnixEpoch());
-    EXPECT_EQ(core_->snapshot().running, kRequests);
+    Start(
+        {.kv_cache_bytes = kv_cache_bytes, .prefill_chunk_tokens = 512, .max_cached_prefixes = 0});
+    std::vector<Client> others(kOthers);
+    for (Client& other : others) Submit("fp16", 0, kPrompt, kNewTokens, other);
+    Client client;
+    Submit("adaptive:8", 0, kPrompt, kNewTokens, client, std::make_shared<SyntheticPolicy>());
+    while (client.Poll().tokens.size() < kNewTokens - 60) core_->Step(absl::UnixEpoch());
+    EXPECT_EQ(core_->snapshot().running, kOthers + 1);
     return core_->snapshot().price;
   };
-  // Hardly more than the requests reserve.
-  const size_t reserved = kRequests * ReservationBytes(*ParsePrecisionPolicy("adaptive:8"),
-                                                       kDefaultRing, model(), 1200);
-  const size_t tight = (reserved / PagePool::kSlabBytes + 1) * PagePool::kSlabBytes;
+  const size_t reserved = kOthers * ReservationBytes(PrecisionPolicySpec(), kDefaultRing, model(),
+                                                     kPrompt + kNewTokens);
+  // Of each rung a slab may be part-filled.
+  const size_t tight = (reserved / PagePool::kSlabBytes + 1 + kNumRungs) * PagePool::kSlabBytes;
   EXPECT_GT(price_with(tight), 1.5 * price_with(4 * tight));
 }
 
