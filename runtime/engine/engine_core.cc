@@ -147,8 +147,7 @@ void EngineCore::SetPrices() {
   const double pressure = PricePressure({.capacity_bytes = pool.capacity_bytes,
                                          .used_bytes = pool.used_bytes,
                                          .reserved_bytes = reserved});
-  DecisionTally::Counts decided{};
-  double held_tokens = 0, held_bits = 0;
+  PriceHoldings held;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     SequencePrice& price = sequence->price();
     if (!price.pays()) continue;
@@ -156,20 +155,10 @@ void EngineCore::SetPrices() {
       price.Update(pressure);
       continue;
     }
-    Add(price.TakeDecided(), decided);
-    held_tokens += price.held_tokens();
-    held_bits += price.held_tokens() * price.held_bits();
+    held += price.TakeHoldings();
   }
   if (!server_price_.has_value()) return;
-  const ModelConfig& model = model_.config();
-  server_price_->Update(
-      {.target_bits = options_.kv_target_bits,
-       .held_bits = held_tokens > 0 ? held_bits / held_tokens : options_.kv_target_bits,
-       .held_tokens = held_tokens,
-       .decided_bits = MeanPackedBits(decided, model.head_dim),
-       .decided_tokens =
-           static_cast<double>(NumDecisions(decided)) / (model.num_layers * model.num_kv_heads),
-       .pressure = pressure});
+  server_price_->Update(MeasureTrueBits(options_.kv_target_bits, held, pressure, model_.config()));
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     if (sequence->price().follows_server()) sequence->price().set_price(server_price_->price());
   }

@@ -1,8 +1,45 @@
 #include "runtime/engine/sequence_price.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace whit {
+namespace {
+
+double TokensOf(const DecisionTally::Counts& decisions, const ModelConfig& model) {
+  return static_cast<double>(NumDecisions(decisions)) / (model.num_layers * model.num_kv_heads);
+}
+
+void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
+  for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
+}
+
+}  // namespace
+
+PriceHoldings& PriceHoldings::operator+=(const PriceHoldings& other) {
+  tokens += other.tokens;
+  bits += other.bits;
+  Add(other.decided, decided);
+  Add(other.decisions, decisions);
+  return *this;
+}
+
+PriceMeasurement MeasureTrueBits(double target_bits, const PriceHoldings& held, double pressure,
+                                 const ModelConfig& model) {
+  PriceMeasurement measured = {.target_bits = target_bits,
+                               .held_bits = target_bits,
+                               .held_tokens = TokensOf(held.decided, model),
+                               .decided_bits = MeanPackedBits(held.decisions, model.head_dim),
+                               .decided_tokens = TokensOf(held.decisions, model),
+                               .pressure = pressure};
+  if (measured.held_tokens > 0) {
+    // Where few of the tokens are decided yet, these few need not make up for all.
+    const double movable = std::max(measured.held_tokens, held.tokens / 2);
+    measured.held_bits = MeanPackedBits(held.decided, model.head_dim);
+    measured.target_bits = measured.held_bits + (target_bits * held.tokens - held.bits) / movable;
+  }
+  return measured;
+}
 
 SequencePrice::SequencePrice(const PrecisionPolicySpec& policy, double target_true_bits,
                              const ModelConfig& model, const PriceCurve& curve,
@@ -26,34 +63,39 @@ SequencePrice::SequencePrice(const PrecisionPolicySpec& policy, double target_tr
 }
 
 DecisionTally::Counts SequencePrice::EndStep(const PageTable& kv) {
-  const DecisionTally::Counts before = std::exchange(total_, decisions_.counts());
+  const DecisionTally::Counts before = std::exchange(held_.decided, decisions_.counts());
   DecisionTally::Counts step;
-  for (int i = 0; i < kNumRungs; ++i) {
-    step[i] = total_[i] - before[i];
-    untaken_[i] += step[i];
-  }
-  if (pays_ && NumDecisions(step) > 0) {
+  for (int i = 0; i < kNumRungs; ++i) step[i] = held_.decided[i] - before[i];
+  Add(step, held_.decisions);
+  const bool new_page =
+      kv.num_tokens() / kTileTokens != static_cast<int>(held_.tokens) / kTileTokens;
+  if (pays_ && (new_page || NumDecisions(step) > 0)) {
     const PageTable::Usage usage = kv.usage();
-    held_tokens_ = kv.num_tokens();
-    held_bits_ = 8 * static_cast<double>(usage.page_bytes + usage.metadata_bytes) /
-                 (held_tokens_ * static_cast<double>(model_.kv_elements_per_token()));
+    held_.tokens = kv.num_tokens();
+    held_.bits = 8 * static_cast<double>(usage.page_bytes + usage.metadata_bytes) /
+                 static_cast<double>(model_.kv_elements_per_token());
   }
   return step;
 }
 
-DecisionTally::Counts SequencePrice::TakeDecided() { return std::exchange(untaken_, {}); }
+PriceHoldings SequencePrice::TakeHoldings() {
+  PriceHoldings held = held_;
+  held_.decisions = {};
+  return held;
+}
 
 void SequencePrice::Update(double pressure) {
-  const DecisionTally::Counts decided = TakeDecided();
-  const double lists = model_.num_layers * model_.num_kv_heads;
-  own_->Update(
-      {.target_bits = target_bits_,
-       .held_bits = target_is_packed_ ? MeanPackedBits(total_, model_.head_dim) : held_bits_,
-       .held_tokens =
-           target_is_packed_ ? static_cast<double>(NumDecisions(total_)) / lists : held_tokens_,
-       .decided_bits = MeanPackedBits(decided, model_.head_dim),
-       .decided_tokens = static_cast<double>(NumDecisions(decided)) / lists,
-       .pressure = pressure});
+  const PriceHoldings held = TakeHoldings();
+  if (!target_is_packed_) {
+    own_->Update(MeasureTrueBits(target_bits_, held, pressure, model_));
+  } else {
+    own_->Update({.target_bits = target_bits_,
+                  .held_bits = MeanPackedBits(held.decided, model_.head_dim),
+                  .held_tokens = TokensOf(held.decided, model_),
+                  .decided_bits = MeanPackedBits(held.decisions, model_.head_dim),
+                  .decided_tokens = TokensOf(held.decisions, model_),
+                  .pressure = pressure});
+  }
   price_ = own_->price();
 }
 

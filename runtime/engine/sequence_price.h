@@ -12,6 +12,23 @@
 
 namespace whit {
 
+// What sequences hold, as far as prices are concerned.
+struct PriceHoldings {
+  double tokens = 0;
+  double bits = 0;                    // true bits per element, times tokens
+  DecisionTally::Counts decided{};    // of these tokens
+  DecisionTally::Counts decisions{};  // the latest of them, that no price has seen yet
+
+  PriceHoldings& operator+=(const PriceHoldings& other);
+};
+
+// What a PriceController is to be told so that `held` comes to `target_bits` of true bits: the
+// packed bits that decided tokens would have to have. What lies beside them, the sink, the ring and
+// part-filled pages, is more than the target allows, the more so in short sequences; tokens to come
+// make up for that.
+PriceMeasurement MeasureTrueBits(double target_bits, const PriceHoldings& held, double pressure,
+                                 const ModelConfig& model);
+
 // Threads: the engine's, but for the tally (decision_tally.h).
 class SequencePrice {
  public:
@@ -34,11 +51,8 @@ class SequencePrice {
   const DecisionTally& decisions() const { return decisions_; }
   // After a step: takes note of what `kv` holds now, and returns what was decided in the step.
   DecisionTally::Counts EndStep(const PageTable& kv);
-  // What was decided since the last call.
-  DecisionTally::Counts TakeDecided();
-  // Tokens held, and their true bits per element, as they were when something was last decided.
-  double held_tokens() const { return held_tokens_; }
-  double held_bits() const { return held_bits_; }
+  // As it was when a page was last filled or decided.
+  PriceHoldings TakeHoldings();
 
   // Of a request that pays a price of its own: moves it towards the target.
   void Update(double pressure);
@@ -52,8 +66,7 @@ class SequencePrice {
   double price_ = 0;
 
   DecisionTally decisions_;
-  DecisionTally::Counts total_{}, untaken_{};
-  double held_tokens_ = 0, held_bits_ = 0;
+  PriceHoldings held_;
 };
 
 }  // namespace whit
