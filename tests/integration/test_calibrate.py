@@ -1,6 +1,9 @@
 """whit-calibrate, and what whitd makes of its file."""
 
+import json
+import math
 import shutil
+import struct
 import subprocess
 
 import grpc
@@ -19,6 +22,13 @@ def calibrate(*arguments):
                           timeout=60, env=clean_environment())
 
 
+def evaluate(model, text, *flags):
+    return subprocess.run(
+        [BIN_DIR / "whit-eval", "kld", f"--model={model}", f"--text={text}", "--contexts=400",
+         "--tokens=800", "--arms=adaptive:3,adaptive:6", *flags],
+        capture_output=True, text=True, timeout=60, env=clean_environment())
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with m.gguf, its m.whitpolicy, and the texts that were used."""
@@ -26,6 +36,9 @@ def files(tmp_path_factory):
     make_model(folder / "m.gguf")
     (folder / "a.txt").write_text(TEXT)
     (folder / "short.txt").write_text(TEXT[:500])
+    (folder / "words.txt").write_text("The cat sat.")
+    (folder / "empty.txt").touch()
+    (folder / "empty.jsonl").touch()
     (folder / "b.jsonl").write_text(CHAT % TEXT[:400] * 5)
     done = calibrate(f"--model={folder}/m.gguf", "--text", folder / "a.txt", folder / "b.jsonl",
                      *QUICK, "--threads=1")
@@ -135,18 +148,82 @@ def test_an_installed_tree_finds_its_policy_files(files, tmp_path):
     assert server.stop() == 0
 
 
-def test_a_file_that_cannot_be_used_is_refused(files, tiny_model, tmp_path):
-    model, policy = f"--model={files}/m.gguf", (files / "m.whitpolicy").read_bytes()
-    assert "none.whitpolicy: no such file" in fails(model, "--kv-policy-file=none.whitpolicy")
-    for name, data, error in [("cut", policy[:200], "cut: truncated"),
-                              ("damaged", policy[:99] + b"?" + policy[100:], "damaged: the check"),
-                              ("text", TEXT.encode(), "not a policy file")]:
-        path = tmp_path / name
-        path.write_bytes(data)
-        assert error in fails(model, f"--kv-policy-file={path}")
+def sealed(data):
+    """The bytes of a policy file with the checksum that they should have: FNV-1a."""
+    checksum = 0xCBF29CE484222325
+    for byte in data[:-8]:
+        checksum = ((checksum ^ byte) * 0x100000001B3) % 2**64
+    return data[:-8] + struct.pack("<Q", checksum)
+
+
+def with_nan(data, section):
+    """The third number of the section's first array is NaN."""
+    at = data.index(section.encode() + bytes(16 - len(section))) + 24 + 8
+    at += 16 if section == "importance" else 0  # four numbers about its shape
+    return sealed(data[:at] + struct.pack("<f", math.nan) + data[at + 4 :])
+
+
+BAD_FILES = {
+    "cut": (lambda data: data[:200], "cut: truncated"),
+    "cut in half": (lambda data: data[: len(data) // 2], "cut in half: truncated"),
+    "empty": (lambda data: b"", "empty: not a policy file"),
+    "text": (lambda data: TEXT.encode(), "text: not a policy file"),
+    "damaged": (lambda data: data[:99] + b"?" + data[100:], "damaged: the checksum is"),
+    "version 2": (lambda data: sealed(data[:8] + b"\x02" + data[9:]),
+                  "version 2: policy file version 2 is not supported; version 1 is"),
+    **{f"NaN in {section}": (lambda data, section=section: with_nan(data, section),
+                             f"section '{section}': {what} is nan")
+       for section, what in [("key_means", "element 2"), ("importance", "centers 2"),
+                             ("learned", "centers 2"), ("sensitivities", "element 2")]},
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_cannot_be_used_is_refused(files, tmp_path, name):
+    change, error = BAD_FILES[name]
+    path = tmp_path / name
+    path.write_bytes(change((files / "m.whitpolicy").read_bytes()))
+    assert error in fails(f"--model={files}/m.gguf", f"--kv-policy-file={path}")
+    done = evaluate(files / "m.gguf", files / "a.txt", f"--kv-policy-file={path}")
+    assert done.returncode != 0 and error in done.stderr
+
+
+def test_another_models_file_is_refused(files, tmp_path):
     make_model(tmp_path / "other.gguf", "--layers=3")
-    error = fails(f"--model={tmp_path}/other.gguf", f"--kv-policy-file={files}/m.whitpolicy")
-    assert "made for another model" in error and "3 layers" in error and "2 layers" in error
+    for error in (fails(f"--model={tmp_path}/other.gguf", f"--kv-policy-file={files}/m.whitpolicy"),
+                  evaluate(tmp_path / "other.gguf", files / "a.txt",
+                           f"--kv-policy-file={files}/m.whitpolicy").stderr):
+        assert "made for another model" in error and "3 layers" in error and "2 layers" in error
+
+
+def test_a_file_that_is_not_there_is_named(files):
+    assert "none.whitpolicy: no such file" in fails(
+        f"--model={files}/m.gguf", "--kv-policy-file=none.whitpolicy")
+
+
+def test_another_model_is_calibrated_served_and_evaluated(tmp_path, start):
+    """Nothing is known of its shape beforehand."""
+    model = make_model(tmp_path / "wide.gguf", "--layers=3", "--heads=6", "--kv-heads=3",
+                       "--head-dim=32", "--hidden=96", "--ffn=128", "--seed=5")
+    (tmp_path / "a.txt").write_text(TEXT)
+    done = calibrate(f"--model={model}", "--text", tmp_path / "a.txt", *QUICK)
+    assert done.returncode == 0, done.stderr
+
+    server = start(model, "--kv-target-bits=6")
+    line = server.wait_for_event("policy file", path=str(tmp_path / "wide.whitpolicy"))
+    assert (line["policy"], line["target_bits"]) == ("adaptive", "6")
+    with server.client() as stub:
+        got = Stream(stub.GenerateStream(request(TEXT[:1600], max_new_tokens=100), timeout=TIMEOUT))
+    assert got.code == grpc.StatusCode.OK
+    assert got.last.kv_cache.mean_bits == pytest.approx(6, rel=0.1)  # of this one request
+
+    done = evaluate(model, tmp_path / "a.txt", f"--json={tmp_path}/kld.json")
+    assert done.returncode == 0, done.stderr
+    assert "policy file: " in done.stderr and "wide.whitpolicy" in done.stderr
+    exact, low, high = json.loads((tmp_path / "kld.json").read_text())
+    assert (exact["arm"], low["arm"], high["arm"]) == ("fp16", "adaptive:3", "adaptive:6")
+    assert 0 == exact["kld_mean"] < high["kld_mean"] < low["kld_mean"]
+    assert low["packed_bits"] < high["packed_bits"]
 
 
 @pytest.mark.parametrize("arguments, status, error", [
@@ -156,6 +233,11 @@ def test_a_file_that_cannot_be_used_is_refused(files, tiny_model, tmp_path):
     (["--model={files}/m.gguf", "--text={files}/none.txt"], 1, "none.txt: no such file"),
     (["--model={files}/m.gguf", "--text={files}/m.gguf"], 1, "m.gguf: "),
     (["--model={files}/m.gguf", "--text={files}/short.txt", *QUICK], 1, "too little text"),
+    (["--model={files}/m.gguf", "--text={files}/words.txt"], 1,
+     "too little text: the longest file has 7 tokens"),
+    (["--model={files}/m.gguf", "--text={files}/empty.txt"], 1, "empty.txt: no text in it"),
+    (["--model={files}/m.gguf", "--text={files}/a.txt", "--text={files}/empty.jsonl"], 1,
+     "empty.jsonl: no text in it"),
     (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}/none/x"], 1, "none/x: "),
     (["--model={files}/m.gguf", "--text={files}/a.txt", "--out={files}"], 1, "is a folder"),
 ])
