@@ -83,9 +83,9 @@ void LogPolicy(const ServerOptions& options, const ChosenPolicy& policy,
     fields.push_back({"fingerprint", absl::StrFormat("%016x", found->file.model.fingerprint)});
     fields.push_back({"sections", SectionsOf(found->file)});
   }
-  if (options.engine.kv_target_bits > 0) {
-    fields.push_back({"target_bits", absl::StrFormat("%g", options.engine.kv_target_bits)});
-  } else if (adaptive) {
+  const double target_bits = options.engine.kv_target_bits;
+  if (target_bits > 0) fields.push_back({"target_bits", absl::StrFormat("%g", target_bits)});
+  if (adaptive && (policy.spec.packed_bits > 0 || target_bits == 0)) {
     const double bits = policy.spec.packed_bits > 0 ? policy.spec.packed_bits : kDefaultPackedBits;
     fields.push_back({"packed_bits", absl::StrFormat("%g", bits)});
   }

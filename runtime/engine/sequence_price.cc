@@ -14,6 +14,16 @@ void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
   for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
 }
 
+PriceMeasurement MeasurePackedBits(double target_bits, const PriceHoldings& held, double pressure,
+                                   const ModelConfig& model) {
+  return {.target_bits = target_bits,
+          .held_bits = MeanPackedBits(held.decided, model.head_dim),
+          .held_tokens = TokensOf(held.decided, model),
+          .decided_bits = MeanPackedBits(held.decisions, model.head_dim),
+          .decided_tokens = TokensOf(held.decisions, model),
+          .pressure = pressure};
+}
+
 }  // namespace
 
 PriceHoldings& PriceHoldings::operator+=(const PriceHoldings& other) {
@@ -26,18 +36,11 @@ PriceHoldings& PriceHoldings::operator+=(const PriceHoldings& other) {
 
 PriceMeasurement MeasureTrueBits(double target_bits, const PriceHoldings& held, double pressure,
                                  const ModelConfig& model) {
-  PriceMeasurement measured = {.target_bits = target_bits,
-                               .held_bits = target_bits,
-                               .held_tokens = TokensOf(held.decided, model),
-                               .decided_bits = MeanPackedBits(held.decisions, model.head_dim),
-                               .decided_tokens = TokensOf(held.decisions, model),
-                               .pressure = pressure};
-  if (measured.held_tokens > 0) {
-    // Where few of the tokens are decided yet, these few need not make up for all.
-    const double movable = std::max(measured.held_tokens, held.tokens / 2);
-    measured.held_bits = MeanPackedBits(held.decided, model.head_dim);
-    measured.target_bits = measured.held_bits + (target_bits * held.tokens - held.bits) / movable;
-  }
+  PriceMeasurement measured = MeasurePackedBits(target_bits, held, pressure, model);
+  if (measured.held_tokens == 0) return measured;
+  // Where few of the tokens are decided yet, these few need not make up for all.
+  const double movable = std::max(measured.held_tokens, held.tokens / 2);
+  measured.target_bits = measured.held_bits + (target_bits * held.tokens - held.bits) / movable;
   return measured;
 }
 
@@ -85,17 +88,8 @@ PriceHoldings SequencePrice::TakeHoldings() {
 }
 
 void SequencePrice::Update(double pressure) {
-  const PriceHoldings held = TakeHoldings();
-  if (!target_is_packed_) {
-    own_->Update(MeasureTrueBits(target_bits_, held, pressure, model_));
-  } else {
-    own_->Update({.target_bits = target_bits_,
-                  .held_bits = MeanPackedBits(held.decided, model_.head_dim),
-                  .held_tokens = TokensOf(held.decided, model_),
-                  .decided_bits = MeanPackedBits(held.decisions, model_.head_dim),
-                  .decided_tokens = TokensOf(held.decisions, model_),
-                  .pressure = pressure});
-  }
+  const auto measure = target_is_packed_ ? MeasurePackedBits : MeasureTrueBits;
+  own_->Update(measure(target_bits_, TakeHoldings(), pressure, model_));
   price_ = own_->price();
 }
 
