@@ -136,9 +136,12 @@ absl::Status ReadTensor(ByteCursor& cursor, GgufTensor& tensor, uint64_t& offset
   return cursor.Read(offset, "tensor offset");
 }
 
-// Names a directory across machines and versions, so not absl::Hash.
-uint64_t Fingerprint(absl::Span<const std::byte> bytes) {
-  uint64_t hash = 0xCBF29CE484222325 ^ bytes.size();
+// Of each tensor, for the fingerprint.
+constexpr size_t kFingerprintBytes = 64;
+
+// Names a model across machines and versions, so not absl::Hash.
+uint64_t Hash(uint64_t seed, absl::Span<const std::byte> bytes) {
+  uint64_t hash = seed ^ bytes.size();
   for (size_t i = 0; i < bytes.size(); i += 8) {
     uint64_t word = 0;
     std::memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
@@ -204,7 +207,10 @@ absl::Status GgufFile::Impl::Parse() {
   if (absl::Status s = cursor.Read(num_metadata, "number of metadata entries"); !s.ok()) return s;
   if (absl::Status s = ReadMetadata(cursor, num_metadata); !s.ok()) return s;
   if (absl::Status s = ReadTensors(cursor, num_tensors); !s.ok()) return s;
-  fingerprint = Fingerprint(bytes.first(cursor.offset()));
+  fingerprint = Hash(0xCBF29CE484222325, bytes.first(cursor.offset()));
+  for (const GgufTensor& tensor : tensors) {
+    fingerprint = Hash(fingerprint, {tensor.data, std::min(tensor.bytes, kFingerprintBytes)});
+  }
   return absl::OkStatus();
 }
 

@@ -72,7 +72,8 @@ class GgufFile {
   absl::Span<const GgufTensor> tensors() const;
 
   size_t file_bytes() const;
-  // A hash of the metadata and tensor directory: names a model without reading its weights.
+  // A hash of the metadata, the tensor directory and each tensor's first bytes: names a model
+  // without reading all of its weights.
   uint64_t fingerprint() const;
 
  private:

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/unit/support/gguf_writer.h"
@@ -182,10 +183,13 @@ TEST(GgufTest, HonoursTheAlignment) {
   }
 }
 
-TEST(GgufTest, FingerprintNamesDirectoryAndMetadata) {
+TEST(GgufTest, FingerprintNamesDirectoryMetadataAndWeights) {
   GgufWriter writer = MakeFile();
   const uint64_t fingerprint = Parsed(writer)->fingerprint();
-  writer.tensors[1].data[5] = std::byte{1};
+  const std::byte weight = std::exchange(writer.tensors[1].data[5], std::byte{1});
+  ASSERT_NE(weight, std::byte{1});
+  EXPECT_NE(Parsed(writer)->fingerprint(), fingerprint);
+  writer.tensors[1].data[5] = weight;
   EXPECT_EQ(Parsed(writer)->fingerprint(), fingerprint);
   writer.Set("i64", int64_t{10});
   EXPECT_NE(Parsed(writer)->fingerprint(), fingerprint);
