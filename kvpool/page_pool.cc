@@ -77,34 +77,28 @@ PagePool::PagePool(const Options& options, std::byte* base, size_t num_slabs)
 PagePool::~PagePool() { munmap(base_, num_slabs_ * kSlabBytes); }
 
 absl::StatusOr<PageRef> PagePool::Allocate(Rung rung) {
-  absl::StatusOr<uint32_t> unit = Cleared(TakePage(rung, /*larger_serves=*/true), rung);
+  absl::StatusOr<uint32_t> unit = AllocateUnit(rung);
   if (!unit.ok()) return unit.status();
   return PageRef(this, *unit);
 }
 
 absl::StatusOr<uint32_t> PagePool::AllocateUnit(Rung rung) {
-  std::byte* page = TakePage(rung, /*larger_serves=*/false);
-  if (page == nullptr) page = ReclaimPage(rung);
-  if (page == nullptr) page = TakePage(rung, /*larger_serves=*/true);
-  return Cleared(page, rung);
+  std::byte* page = TakePage(rung);
+  if (page == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
+                        num_slabs_ * kSlabBytes, std::string(RungName(rung))));
+  }
+  std::memset(page, 0, page_bytes_[static_cast<size_t>(rung)]);
+  return static_cast<uint32_t>((page - base_) / kPageUnitBytes);
 }
 
-std::byte* PagePool::ReclaimPage(Rung rung) {
-  if (!reclaimer_) return nullptr;
-  absl::MutexLock lock(&reclaiming_);
-  do {  // the one before may have freed enough
-    if (std::byte* page = TakePage(rung, /*larger_serves=*/false); page != nullptr) return page;
-  } while (reclaimer_());
-  return nullptr;
-}
-
-std::byte* PagePool::TakePage(Rung rung, bool larger_serves) {
+std::byte* PagePool::TakePage(Rung rung) {
   absl::MutexLock lock(&mutex_);
-  Slab* slab = SlabWithRoom(rung, larger_serves);
+  Slab* slab = SlabWithRoom(rung);
   if (slab == nullptr) return nullptr;
   const size_t slab_index = slab - slabs_.data();
-  const auto slab_rung = static_cast<size_t>(slab->rung);
-  const size_t page_bytes = page_bytes_[slab_rung];
+  const size_t page_bytes = page_bytes_[static_cast<size_t>(rung)];
   std::byte* const slab_base = base_ + slab_index * kSlabBytes;
   size_t page;
   if (slab->first_free != 0) {
@@ -116,18 +110,8 @@ std::byte* PagePool::TakePage(Rung rung, bool larger_serves) {
   ++slab->used;
   if (!slab->has_room()) UnlinkSlab(*slab);
   ReferencesTo(slab_index, page) = {.by_requests = 1};
-  ++used_pages_[slab_rung];
+  ++used_pages_[static_cast<size_t>(rung)];
   return slab_base + page * page_bytes;
-}
-
-absl::StatusOr<uint32_t> PagePool::Cleared(std::byte* page, Rung rung) {
-  if (page == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("the KV cache of %d bytes has no room for a page at %s",
-                        num_slabs_ * kSlabBytes, std::string(RungName(rung))));
-  }
-  std::memset(page, 0, page_bytes_[static_cast<size_t>(rung)]);
-  return static_cast<uint32_t>((page - base_) / kPageUnitBytes);
 }
 
 void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) {
@@ -135,21 +119,17 @@ void PagePool::RecordFailure(const absl::Status& failure, absl::Status* status) 
   status->Update(failure);
 }
 
-PagePool::Slab* PagePool::SlabWithRoom(Rung rung, bool larger_serves) {
-  const uint32_t head = slabs_with_room_[static_cast<size_t>(rung)];
+PagePool::Slab* PagePool::SlabWithRoom(Rung rung) {
+  const auto index = static_cast<size_t>(rung);
+  const uint32_t head = slabs_with_room_[index];
   if (head != Slab::kNone) return &slabs_[head];
-  if (free_slabs_.empty()) {
-    if (!larger_serves) return nullptr;
-    for (size_t larger = static_cast<size_t>(rung) + 1; larger < kNumRungs; ++larger) {
-      if (slabs_with_room_[larger] != Slab::kNone) return &slabs_[slabs_with_room_[larger]];
-    }
-    return nullptr;
-  }
+  if (free_slabs_.empty()) return nullptr;
   Slab& slab = slabs_[free_slabs_.back()];
   free_slabs_.pop_back();
   slab = {.assigned = true,
           .rung = rung,
-          .pages = static_cast<uint16_t>(kSlabBytes / page_bytes_[static_cast<size_t>(rung)])};
+          .pages = static_cast<uint16_t>(kSlabBytes / page_bytes_[index])};
+  ++slabs_by_rung_[index];
   LinkSlab(slab);
   return &slab;
 }
@@ -207,31 +187,84 @@ void PagePool::DropReference(uint32_t unit, Holder holder) {
   --reclaimable_pages_[rung];
   std::memcpy(PageData(unit), &slab.first_free, sizeof(slab.first_free));
   slab.first_free = static_cast<uint16_t>(page + 1);
-  const bool was_full = !slab.has_room();
+  const bool was_linked = slab.has_room();
   --slab.used;
   if (slab.used == 0) {
-    if (!was_full) UnlinkSlab(slab);
+    if (was_linked) UnlinkSlab(slab);
     slab.assigned = false;
-    free_slabs_.push_back(static_cast<uint32_t>(slab_index));
-  } else if (was_full) {
+    --slabs_by_rung_[rung];
+    // A closed one stays aside, so that none of its units means another page yet.
+    if (!slab.closed) free_slabs_.push_back(static_cast<uint32_t>(slab_index));
+  } else if (!was_linked && !slab.closed) {
     LinkSlab(slab);
   }
 }
 
-bool PagePool::Shared(uint32_t unit) {
+int PagePool::NumReferences(uint32_t unit) {
   absl::MutexLock lock(&mutex_);
   const size_t slab = SlabIndex(unit);
-  return ReferencesTo(slab, PageIndex(slab, unit)).all() > 1;
+  return ReferencesTo(slab, PageIndex(slab, unit)).all();
+}
+
+size_t PagePool::BeginCompaction(size_t max_slabs) {
+  absl::MutexLock lock(&mutex_);
+  std::array<size_t, kNumRungs> surplus{};
+  std::vector<std::pair<size_t, uint32_t>> candidates;  // bytes to move, slab
+  for (int rung = 0; rung < kNumRungs; ++rung) {
+    const size_t pages = used_pages_[rung] + reclaimable_pages_[rung];
+    const size_t per_slab = kSlabBytes / page_bytes_[rung];
+    surplus[rung] = slabs_by_rung_[rung] - (pages + per_slab - 1) / per_slab;
+    if (surplus[rung] == 0) continue;
+    for (uint32_t i = slabs_with_room_[rung]; i != Slab::kNone; i = slabs_[i].next) {
+      candidates.emplace_back(slabs_[i].used * page_bytes_[rung], i);
+    }
+  }
+  std::sort(candidates.begin(), candidates.end());
+  closed_.resize(slabs_.size());
+  size_t chosen = 0;
+  for (const auto& [bytes, i] : candidates) {
+    if (chosen == max_slabs) break;
+    Slab& slab = slabs_[i];
+    size_t& left = surplus[static_cast<size_t>(slab.rung)];
+    if (left == 0) continue;
+    --left;
+    UnlinkSlab(slab);
+    slab.closed = true;
+    closed_[i] = 1;
+    ++chosen;
+  }
+  compacting_ = chosen > 0;
+  return chosen;
+}
+
+void PagePool::EndCompaction() {
+  absl::MutexLock lock(&mutex_);
+  compacting_ = false;
+  for (size_t i = 0; i < closed_.size(); ++i) {
+    if (closed_[i] == 0) continue;
+    closed_[i] = 0;
+    Slab& slab = slabs_[i];
+    slab.closed = false;
+    if (!slab.assigned) {
+      free_slabs_.push_back(static_cast<uint32_t>(i));
+    } else if (slab.has_room()) {
+      LinkSlab(slab);
+    }
+  }
 }
 
 PagePoolStats PagePool::stats() const {
   absl::MutexLock lock(&mutex_);
   PagePoolStats stats = {.capacity_bytes = num_slabs_ * kSlabBytes,
+                         .slabs = num_slabs_,
+                         .free_slabs = free_slabs_.size(),
+                         .slabs_by_rung = slabs_by_rung_,
                          .used_pages_by_rung = used_pages_,
                          .settled_blocks = settled_blocks_.load(std::memory_order_relaxed)};
   for (int i = 0; i < kNumRungs; ++i) {
     stats.used_bytes_by_rung[i] = used_pages_[i] * page_bytes_[i];
     stats.used_bytes += stats.used_bytes_by_rung[i];
+    stats.pages_by_rung[i] = used_pages_[i] + reclaimable_pages_[i];
     stats.reclaimable_pages += reclaimable_pages_[i];
     stats.reclaimable_bytes += reclaimable_pages_[i] * page_bytes_[i];
   }

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -59,6 +58,11 @@ struct PagePoolStats {
   size_t used_bytes = 0;         // pages that requests hold, each once
   size_t reclaimable_bytes = 0;  // pages that the cache alone holds
   size_t free_bytes = 0;         // the rest, in whatever slab it lies
+  size_t slabs = 0;
+  size_t free_slabs = 0;  // of these, in the common store
+  // Whoever holds them.
+  std::array<size_t, kNumRungs> pages_by_rung{};
+  std::array<size_t, kNumRungs> slabs_by_rung{};
   // Of the used bytes.
   std::array<size_t, kNumRungs> used_bytes_by_rung{};
   std::array<size_t, kNumRungs> used_pages_by_rung{};
@@ -69,9 +73,15 @@ struct PagePoolStats {
 };
 
 // Fixed capacity, allocated once. Pages of one rung come from slabs of that size class; a slab that
-// becomes empty returns to the common store. Where no slab is left for a rung, first reclaimable
-// pages give way, then a page of a higher rung serves it; bytes are counted by the page's own rung.
-// Bookkeeping outside the capacity: four bytes a page.
+// becomes empty returns to the common store. Bookkeeping outside the capacity: four bytes a page.
+//
+// What fits. Let N_r pages be held at rung r, and let a slab hold P_r of them. Compaction brings
+// the pages of each rung together in ceil(N_r / P_r) slabs. A page's footprint is its share of a
+// slab, kSlabBytes / P_r rounded up. With X the sum of footprints in slabs,
+//   sum_r ceil(N_r / P_r)  <=  sum_r (N_r + P_r - 1) / P_r  <  X + kNumRungs.
+// So while X <= slabs - kNumRungs - 1 (usable_bytes), compacted pages leave a free slab at least,
+// whatever the rungs: a page of any rung can be had, and one more for the moment in which a page is
+// written anew. Hence bytes are promised in footprints, and fragmentation cannot break the promise.
 //
 // Threads: Allocate and PageRef belong to one thread (the engine's). Page *contents* may be read
 // and written by worker threads while the owner waits for them. stats() may be called from any
@@ -91,15 +101,31 @@ class PagePool {
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
-  // Frees reclaimable pages, as many as it sees fit; false if there are none left. Called from
-  // whatever thread writes to a table, by one at a time, and allocates nothing itself.
-  using Reclaimer = std::function<bool()>;
-  // At most once, before the first table is written to.
-  void SetReclaimer(Reclaimer reclaimer) { reclaimer_ = std::move(reclaimer); }
+  static constexpr size_t PagesPerSlab(Rung rung, int head_dim) {
+    return kSlabBytes / PageBytes(rung, head_dim);
+  }
+  // A page's bytes and its share of what the pages of its rung leave over in a slab.
+  static constexpr size_t FootprintBytes(Rung rung, int head_dim) {
+    const size_t pages = PagesPerSlab(rung, head_dim);
+    return (kSlabBytes + pages - 1) / pages;
+  }
+  // The footprints that a pool of so many bytes can hold together in any mix of rungs, if it is
+  // compacted when need be.
+  static constexpr size_t UsableBytes(size_t capacity_bytes) {
+    constexpr size_t kMovingRoom = kNumRungs + 1;  // slabs
+    const size_t slabs = capacity_bytes / kSlabBytes;
+    return slabs < kMovingRoom ? 0 : (slabs - kMovingRoom) * kSlabBytes;
+  }
 
-  // A zeroed page. RESOURCE_EXHAUSTED when no slab has room; never grows, never throws. Reclaims
-  // nothing: that is for what was promised to requests.
+  // A zeroed page. RESOURCE_EXHAUSTED when no slab has room; never grows, never throws.
   absl::StatusOr<PageRef> Allocate(Rung rung);
+
+  // Compaction: chooses at most `max_slabs` slabs, those with the fewest pages, whose pages have
+  // room in the other slabs of their rungs; returns how many. Until EndCompaction these slabs give
+  // out no pages, and PageTable::Evacuate moves theirs. By the pool's owner, while no table is
+  // written to.
+  size_t BeginCompaction(size_t max_slabs);
+  void EndCompaction();
 
   int head_dim() const { return head_dim_; }
   // Where an entry's page lies: base() + entry.unit * kPageUnitBytes.
@@ -126,6 +152,7 @@ class PagePool {
   struct Slab {
     static constexpr uint32_t kNone = ~uint32_t{0};
     bool assigned = false;
+    bool closed = false;  // its pages are being moved: it gives out none
     Rung rung = Rung::kFp16;
     uint16_t pages = 0;       // how many fit
     uint16_t used = 0;        // handed out
@@ -133,25 +160,26 @@ class PagePool {
     uint16_t first_free = 0;  // list of returned pages: index + 1, 0 ends it; the link is the
                               // page's own first two bytes
     uint32_t next = kNone, previous = kNone;  // among the slabs of its rung that have room
-    bool has_room() const { return used < pages; }
+    bool has_room() const { return !closed && used < pages; }
   };
 
   PagePool(const Options& options, std::byte* base, size_t num_slabs);
 
-  // A page for a request's table. Reclaims if it must.
+  // A zeroed page for a request's table.
   absl::StatusOr<uint32_t> AllocateUnit(Rung rung);
   void AddReference(uint32_t unit, Holder holder);
   void DropReference(uint32_t unit, Holder holder);
-  bool Shared(uint32_t unit);  // has more than one reference
+  int NumReferences(uint32_t unit);
+  bool Shared(uint32_t unit) { return NumReferences(unit) > 1; }
+  // Whether the page lies in a slab that compaction has chosen.
+  bool MustMove(uint32_t unit) const { return compacting_ && closed_[SlabIndex(unit)] != 0; }
   // Keeps the first failure of a table whose lists grow on several threads.
   void RecordFailure(const absl::Status& failure, absl::Status* status);
 
   // Null if there is none. A page that a request holds now; its bytes are not cleared yet.
-  std::byte* TakePage(Rung rung, bool larger_serves);
-  std::byte* ReclaimPage(Rung rung);
-  absl::StatusOr<uint32_t> Cleared(std::byte* page, Rung rung);
+  std::byte* TakePage(Rung rung);
 
-  Slab* SlabWithRoom(Rung rung, bool larger_serves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Slab* SlabWithRoom(Rung rung) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UnlinkSlab(Slab& slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -166,8 +194,9 @@ class PagePool {
   std::array<size_t, kNumRungs> page_bytes_{};
   size_t stride_ = 0;  // pages of the smallest rung in a slab
   const size_t num_slabs_;
-  Reclaimer reclaimer_;     // null: nothing is reclaimed
-  absl::Mutex reclaiming_;  // taken before mutex_
+  // Written by BeginCompaction and EndCompaction alone, while nothing else runs.
+  bool compacting_ = false;
+  std::vector<uint8_t> closed_;  // by slab: Slab::closed
   mutable absl::Mutex mutex_;
   std::vector<Slab> slabs_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint32_t> free_slabs_ ABSL_GUARDED_BY(mutex_);
@@ -178,6 +207,7 @@ class PagePool {
     void operator()(References* p) const;
   };
   std::unique_ptr<References[], FreeDeleter> references_ ABSL_PT_GUARDED_BY(mutex_);
+  std::array<size_t, kNumRungs> slabs_by_rung_ ABSL_GUARDED_BY(mutex_){};
   std::array<size_t, kNumRungs> used_pages_ ABSL_GUARDED_BY(mutex_){};
   std::array<size_t, kNumRungs> reclaimable_pages_ ABSL_GUARDED_BY(mutex_){};
   std::atomic<int64_t> settled_blocks_{0};

@@ -1,6 +1,7 @@
 #include "kvpool/page_table.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace whit {
@@ -174,34 +175,78 @@ PageTable PageTable::Fork(int tokens, Holder holder) const {
   return fork;
 }
 
-bool PageTable::Demote(int layer, int kv_head, size_t index, Rung rung, DemotionPass& pass) {
-  List& list = this->list(layer, kv_head);
+bool PageTable::Demote(int layer, int kv_head, size_t index, Rung rung,
+                       absl::Span<PageTable* const> tables) {
+  const List& list = this->list(layer, kv_head);
   if (index == 0 || index >= static_cast<size_t>(list.settled)) return false;
-  PageEntry& page = list.pages[index];
-  if (page.tokens < kTileTokens || page.rung <= rung) return false;
-  auto it = pass.lowered_.find({page.unit, rung});
-  if (it == pass.lowered_.end()) {
-    absl::StatusOr<PageRef> lower = pool_->Allocate(rung);
-    if (!lower.ok()) return false;
-    const auto d = static_cast<size_t>(pool_->head_dim());
-    std::vector<float> keys(kTileTokens * d), values(kTileTokens * d);
-    const float* mean = MeanOf(page, layer, kv_head);
-    ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), kTileTokens, mean,
-               keys.data(), values.data());
-    WriteTokens(lower->data(), rung, pool_->head_dim(), 0, kTileTokens,
-                {.keys = keys.data(), .values = values.data(), .stride = d}, mean);
-    pool_->AddReference(page.unit, Holder::kRequest);
-    it = pass.lowered_
-             .emplace(std::pair(page.unit, rung),
-                      DemotionPass::Lowered{PageRef(pool_, page.unit), *std::move(lower)})
-             .first;
+  const PageEntry page = list.pages[index];
+  if (page.rung <= rung) return false;
+  const absl::StatusOr<uint32_t> lower = pool_->AllocateUnit(rung);
+  if (!lower.ok()) return false;
+  int tokens = 0;  // others may see more of the page
+  for (const PageTable* table : tables) {
+    const absl::Span<const PageEntry> pages = table->pages(layer, kv_head);
+    if (index < pages.size() && pages[index].unit == page.unit) {
+      tokens = std::max<int>(tokens, pages[index].tokens);
+    }
   }
-  const uint32_t lower = it->second.to.unit();
-  pool_->AddReference(lower, holder_);
-  pool_->DropReference(page.unit, holder_);
-  page.unit = lower;
-  page.rung = rung;
+  const auto d = static_cast<size_t>(pool_->head_dim());
+  std::vector<float> keys(tokens * d), values(tokens * d);
+  const float* mean = MeanOf(page, layer, kv_head);
+  ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), tokens, mean, keys.data(),
+             values.data());
+  WriteTokens(pool_->PageData(*lower), rung, pool_->head_dim(), 0, tokens,
+              {.keys = keys.data(), .values = values.data(), .stride = d}, mean);
+  ReplaceForAll(layer, kv_head, index, *lower, rung, tables);
   return true;
+}
+
+void PageTable::Evacuate(int layer, int kv_head, absl::Span<PageTable* const> tables) {
+  const List& list = this->list(layer, kv_head);
+  for (size_t i = 0; i < list.pages.size(); ++i) {
+    const PageEntry page = list.pages[i];
+    if (!pool_->MustMove(page.unit)) continue;
+    const absl::StatusOr<uint32_t> to = pool_->AllocateUnit(page.rung);
+    if (!to.ok()) return;
+    std::memcpy(pool_->PageData(*to), pool_->PageData(page.unit),
+                PageBytes(page.rung, pool_->head_dim()));
+    ReplaceForAll(layer, kv_head, i, *to, page.rung, tables);
+  }
+}
+
+void PageTable::ReplaceForAll(int layer, int kv_head, size_t index, uint32_t to, Rung rung,
+                              absl::Span<PageTable* const> tables) {
+  const uint32_t from = list(layer, kv_head).pages[index].unit;
+  for (PageTable* table : tables) {
+    std::vector<PageEntry>& pages = table->list(layer, kv_head).pages;
+    if (index >= pages.size() || pages[index].unit != from) continue;
+    pool_->AddReference(to, table->holder_);
+    pool_->DropReference(from, table->holder_);
+    pages[index].unit = to;
+    pages[index].rung = rung;
+  }
+  pool_->DropReference(to, Holder::kRequest);  // that it was allocated with
+}
+
+int64_t PageTable::num_settled_pages() const {
+  int64_t pages = 0;
+  for (const List& list : lists_) pages += list.settled;
+  return pages;
+}
+
+void PageTable::CountSharedOpenPages(SharedPageCounts* counts) const {
+  for (const List& list : lists_) {
+    for (const int open : list.open) {
+      if (open < 0) continue;
+      const PageEntry& page = list.pages[open];
+      const int references = pool_->NumReferences(page.unit);
+      if (references == 1) continue;
+      SharedPage& shared = (*counts)[page.unit];
+      shared.rung = page.rung;
+      shared.references = references;
+      ++shared.copies;
+    }
+  }
 }
 
 void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,

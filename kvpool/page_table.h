@@ -41,19 +41,13 @@ struct RecentRing {
   bool operator==(const RecentRing&) const = default;
 };
 
-// Pages lowered in one pass over all tables, so that a page that several hold is lowered once for
-// all of them. Keeps the old pages until it is destroyed.
-class DemotionPass {
- public:
-  size_t pages_lowered() const { return lowered_.size(); }
-
- private:
-  friend class PageTable;
-  struct Lowered {
-    PageRef from, to;
-  };
-  absl::flat_hash_map<std::pair<uint32_t, Rung>, Lowered> lowered_;  // by old page and new rung
+// Pages, by unit, and how many of those who share one are about to copy it.
+struct SharedPage {
+  Rung rung = Rung::kFp16;
+  int references = 0;
+  int copies = 0;
 };
+using SharedPageCounts = absl::flat_hash_map<uint32_t, SharedPage>;
 
 // Append-only. Every (layer, KV head) has its own list: settled pages, then the ring's. Attention
 // does not depend on the order of keys, so settled pages of one rung fill up with whatever tokens
@@ -99,10 +93,15 @@ class PageTable {
   // forkable_tokens()), as they are settled here. One for the cache is not written to.
   PageTable Fork(int tokens, Holder holder = Holder::kRequest) const;
 
-  // Replaces a full settled page by one of a lower rung with the same tokens. Returns false, and
-  // changes nothing, if there is no room or the page is not full, not settled, the sink or not
-  // above `rung`.
-  bool Demote(int layer, int kv_head, size_t page, Rung rung, DemotionPass& pass);
+  // Here and in Evacuate, `tables` are all that may hold pages of this one's pool, itself among
+  // them. Whoever shares a settled page has it at the same place of the same list.
+
+  // Replaces a settled page, for all who hold it, by one of a lower rung with the same tokens. One
+  // with free slots goes on to take the tokens that it took before. Returns false, and changes
+  // nothing, if there is no room or the page is not settled, the sink or not above `rung`.
+  bool Demote(int layer, int kv_head, size_t page, Rung rung, absl::Span<PageTable* const> tables);
+  // Moves the list's pages out of the slabs that compaction has chosen (PagePool::BeginCompaction).
+  void Evacuate(int layer, int kv_head, absl::Span<PageTable* const> tables);
 
   // All pages of (layer, head), settled ones first. Valid until the list's next change.
   absl::Span<const PageEntry> pages(int layer, int kv_head) const {
@@ -116,8 +115,15 @@ class PageTable {
   // so is the sequence. Admission's reservations keep it from happening.
   const absl::Status& status() const { return status_; }
 
-  // Appended to every (layer, head); lags while a forward pass is under way.
+  // In every (layer, head); they lag while a forward pass is under way.
   int num_tokens() const { return lists_.back().tokens; }
+  int num_settled_tokens() const { return lists_.back().settled_tokens; }
+  // Over all lists: how many of pages() are settled, the first page being the sink.
+  int num_settled_pages(int layer, int kv_head) const { return list(layer, kv_head).settled; }
+  int64_t num_settled_pages() const;
+  // Pages that this table shares and will copy when it next settles tokens. Adds one to each one's
+  // count.
+  void CountSharedOpenPages(SharedPageCounts* counts) const;
   const PagePool& pool() const { return *pool_; }
   const RecentRing& ring() const { return ring_; }
   const KeyMeans* key_means() const { return means_; }
@@ -160,6 +166,9 @@ class PageTable {
     return page.mean_block == PageEntry::kNoMean ? nullptr
                                                  : means_->mean(page.mean_block, layer, kv_head);
   }
+  // Everyone's entry for the page becomes one for `to`, which is ours to give.
+  void ReplaceForAll(int layer, int kv_head, size_t index, uint32_t to, Rung rung,
+                     absl::Span<PageTable* const> tables);
   // Gives the table a page of its own with the same tokens if others hold this one.
   bool MakeExclusive(PageEntry& page);
   void Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows);

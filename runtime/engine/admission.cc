@@ -1,15 +1,10 @@
 #include "runtime/engine/admission.h"
 
 #include <algorithm>
-#include <limits>
 #include <string_view>
-#include <vector>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
-#include "kvpool/page_pool.h"
-#include "kvpool/rung.h"
-#include "runtime/model/model.h"
 
 namespace whit {
 namespace {
@@ -27,56 +22,7 @@ absl::Status Draining() {
                    "the server is draining; it takes no new requests");
 }
 
-// What one (layer, KV head) takes at most. Tokens leave the ring when a block of the prompt is
-// complete, so up to a block more than the ring is meant to hold waits in it.
-size_t ListBytes(const PrecisionPolicySpec& policy, const RecentRing& quantizing, int head_dim,
-                 int64_t tokens) {
-  const int64_t pages = (tokens + kTileTokens - 1) / kTileTokens;
-  if (policy.kind == PrecisionPolicySpec::Kind::kFp16) {
-    return pages * PageBytes(Rung::kFp16, head_dim);
-  }
-  const RecentRing ring = RingOf(policy, quantizing);
-  const std::vector<Rung> rungs = PossibleRungs(policy);
-  const size_t dearest = PageBytes(rungs.back(), head_dim);
-  const size_t ring_page = PageBytes(ring.rung, head_dim);
-  const int ring_tokens =
-      ring.tokens_at(static_cast<int>(std::min<int64_t>(tokens, std::numeric_limits<int>::max())));
-  const int64_t in_ring =
-      std::min<int64_t>(pages - 1, (ring_tokens + Model::kPrefillBlock) / kTileTokens + 2);
-  // Each rung has a part-filled page; a page that leaves is held until its tokens are written.
-  const int64_t settled = pages - 1 - in_ring + static_cast<int64_t>(rungs.size());
-  return PageBytes(ring.sink_rung, head_dim) + in_ring * std::max(ring_page, dearest) +
-         settled * dearest;
-}
-
 }  // namespace
-
-size_t ReservationBytes(const PrecisionPolicySpec& policy, const RecentRing& ring,
-                        const ModelConfig& model, int64_t tokens) {
-  return size_t{1} * model.num_layers * model.num_kv_heads *
-         ListBytes(policy, ring, model.head_dim, tokens);
-}
-
-size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes) {
-  const size_t page_bytes = PageBytes(Rung::kFp16, model.head_dim);
-  const size_t slabs = capacity_bytes / PagePool::kSlabBytes;
-  return slabs * (PagePool::kSlabBytes / page_bytes) * page_bytes;
-}
-
-int64_t TokensThatFit(const PrecisionPolicySpec& policy, const RecentRing& ring,
-                      const ModelConfig& model, size_t bytes) {
-  // By whole pages: the most that a list can have is all of its bytes at the lowest rung.
-  const size_t lists = size_t{1} * model.num_layers * model.num_kv_heads;
-  int64_t fits = 0;
-  int64_t too_many =
-      static_cast<int64_t>(bytes / lists / PageBytes(Rung::kK2V2, model.head_dim)) + 1;
-  while (fits + 1 < too_many) {
-    const int64_t pages = fits + (too_many - fits) / 2;
-    const bool fit = ReservationBytes(policy, ring, model, pages * kTileTokens) <= bytes;
-    (fit ? fits : too_many) = pages;
-  }
-  return fits * kTileTokens;
-}
 
 absl::Status CheckTicket(const AdmissionLimits& limits, const AdmissionState& state) {
   if (state.draining) return Draining();
@@ -103,11 +49,11 @@ absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
   if (demand.bytes > limits.reservable_bytes) {
     return Rejection(absl::StatusCode::kInvalidArgument, "too_large",
                      absl::StrFormat("the request needs %d bytes of KV cache for its prompt and "
-                                     "max_new_tokens; the whole cache holds %d",
+                                     "max_new_tokens, at its floor; the whole cache holds %d",
                                      demand.bytes, limits.reservable_bytes));
   }
   if (state.draining) return Draining();
-  if (state.waiting == 0 && CanRun(limits, state, demand)) return Admission::kRun;
+  if (state.may_overtake && CanRun(limits, state, demand)) return Admission::kRun;
   if (state.waiting >= limits.max_waiting_requests) {
     return Rejection(absl::StatusCode::kResourceExhausted, "queue_full",
                      absl::StrFormat("%d requests wait; at most %d may", state.waiting,
@@ -121,6 +67,33 @@ absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                         limits.max_waiting_prompt_tokens));
   }
   return Admission::kWait;
+}
+
+int NextToStart(const AdmissionLimits& limits, const AdmissionState& state,
+                absl::Span<const WaitingView> waiting) {
+  for (size_t i = 0; i < waiting.size() && i < kLookAhead; ++i) {
+    if (CanRun(limits, state, waiting[i].demand)) return static_cast<int>(i);
+    if (waiting[i].overtaken >= kMaxOvertaken) break;
+  }
+  return -1;
+}
+
+bool MayOvertake(absl::Span<const WaitingView> waiting) {
+  return waiting.size() < kLookAhead &&
+         std::all_of(waiting.begin(), waiting.end(),
+                     [](const WaitingView& view) { return view.overtaken < kMaxOvertaken; });
+}
+
+absl::Status CheckDeadline(const AdmissionState& state, const RunningProgress& progress,
+                           absl::Duration time_left) {
+  const absl::Duration wait = EstimateWait(state.waiting + 1, progress);
+  if (wait <= 2 * time_left) return absl::OkStatus();
+  return Rejection(
+      absl::StatusCode::kResourceExhausted, "deadline",
+      absl::StrFormat("%d requests wait and this one's turn would come in about %s; "
+                      "its deadline is in %s",
+                      state.waiting, absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
+                      absl::FormatDuration(absl::Trunc(time_left, absl::Milliseconds(1)))));
 }
 
 std::string RejectionReason(const absl::Status& status) {

@@ -1,7 +1,9 @@
 // Admission: may a request run, must it wait, or is it refused? Pure functions over a snapshot.
 //
-// An admitted request has its bytes reserved for the whole of its life, and reservations together
-// never exceed what the pool can hold: so whoever was admitted finishes.
+// An admitted request has its bytes reserved for the whole of its life, for the case that its
+// tokens are squeezed to its floor (kv_reservation), and reservations together never exceed what
+// the pool can hold: so whoever was admitted finishes (kv_relief). What is held above the floors is
+// elastic: more bytes may be used than are reserved.
 #ifndef WHIT_RUNTIME_ENGINE_ADMISSION_H_
 #define WHIT_RUNTIME_ENGINE_ADMISSION_H_
 
@@ -11,23 +13,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "controller/precision_policy.h"
-#include "runtime/model/model_config.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "runtime/engine/retry_estimate.h"
 
 namespace whit {
-
-// Bytes of pages that `tokens` tokens of one sequence take at most under `policy`. `ring` is how
-// quantizing policies keep the newest and first tokens.
-size_t ReservationBytes(const PrecisionPolicySpec& policy, const RecentRing& ring,
-                        const ModelConfig& model, int64_t tokens);
-
-// How many bytes of a pool of this capacity its pages can take: less than all where a page does not
-// divide a slab.
-size_t ReservableBytes(const ModelConfig& model, size_t capacity_bytes);
-
-// The longest sequence that `bytes` can hold under `policy`, in tokens.
-int64_t TokensThatFit(const PrecisionPolicySpec& policy, const RecentRing& ring,
-                      const ModelConfig& model, size_t bytes);
 
 struct AdmissionLimits {
   size_t reservable_bytes = 0;
@@ -41,6 +31,8 @@ struct AdmissionState {
   int running = 0;
   int waiting = 0;
   int64_t waiting_prompt_tokens = 0;
+  // Those of the waiting ones who are first in line have been overtaken less than they may be.
+  bool may_overtake = true;
   int tickets = 0;  // callers who were let in and have not submitted yet
   bool draining = false;
 };
@@ -61,15 +53,37 @@ bool CanRun(const AdmissionLimits& limits, const AdmissionState& state,
 
 enum class Admission { kRun, kWait };
 
-// First come, first served: nobody runs while another waits. INVALID_ARGUMENT if the request could
+// First come, first served, but a request that fits may overtake those that do not yet (below).
+// INVALID_ARGUMENT if the request could
 // not run even alone, RESOURCE_EXHAUSTED if it would have to wait and the queue is full in requests
 // or in prompt tokens, UNAVAILABLE when draining.
 absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                                           const AdmissionState& state,
                                           const AdmissionDemand& demand);
 
-// Why admission refused: "draining", "queue_full", "queue_prompt_tokens" or "too_large"; empty if
-// `status` is something else.
+// Looking ahead: how many of those first in line are looked at for one that fits, and how often
+// each of them lets another pass. So one whose turn it is waits for those who run when its turn
+// comes and for at most so many others, however many small ones come behind it.
+inline constexpr int kLookAhead = 16;
+inline constexpr int kMaxOvertaken = 8;
+
+struct WaitingView {
+  AdmissionDemand demand;
+  int overtaken = 0;  // others that were behind it and started
+};
+// Which of those who wait, in order of arrival, starts next; -1: none can.
+int NextToStart(const AdmissionLimits& limits, const AdmissionState& state,
+                absl::Span<const WaitingView> waiting);
+// Whether one more, behind all of them, could start before them if it fits.
+bool MayOvertake(absl::Span<const WaitingView> waiting);
+
+// RESOURCE_EXHAUSTED if a request that would have to wait would most likely still wait when its
+// deadline comes. Those who run may end early, so twice the time left counts.
+absl::Status CheckDeadline(const AdmissionState& state, const RunningProgress& progress,
+                           absl::Duration time_left);
+
+// Why admission refused: "draining", "queue_full", "queue_prompt_tokens", "deadline" or
+// "too_large"; empty if `status` is something else.
 std::string RejectionReason(const absl::Status& status);
 
 }  // namespace whit

@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "runtime/engine/admission.h"
 #include "runtime/engine/engine_core.h"
+#include "runtime/engine/kv_reservation.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/retry_estimate.h"
 
@@ -101,15 +102,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
       {.capacity_bytes = options.kv_cache_bytes, .head_dim = model.config().head_dim});
   if (!pool.ok()) return pool.status();
   const AdmissionLimits limits = {
-      .reservable_bytes = ReservableBytes(model.config(), (*pool)->stats().capacity_bytes),
+      .reservable_bytes = PagePool::UsableBytes((*pool)->stats().capacity_bytes),
       .max_running_requests = options.max_running_requests,
       .max_waiting_requests = options.max_waiting_requests,
       .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens};
-  const size_t least = ReservationBytes(options.kv_policy, options.kv_ring, model.config(), 1);
+  const KvTerms terms = TermsOf(options.kv_policy, options.kv_floor, options.kv_ring);
+  const size_t least = ReservationBytes(terms, model.config(), 1, 1);
   if (limits.reservable_bytes < least) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("the KV cache has %d bytes; one token of this model needs pages of %d",
-                        options.kv_cache_bytes, least));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the KV cache has %d bytes, %d of them to move pages in; one token of this model needs "
+        "pages of %d",
+        options.kv_cache_bytes, options.kv_cache_bytes - limits.reservable_bytes, least));
   }
   std::unique_ptr<Engine> engine(new Engine());
   engine->impl_ = std::make_unique<Impl>(options, limits, model, tokenizer, *std::move(pool),
@@ -129,21 +132,27 @@ absl::StatusOr<Engine::Ticket> Engine::Admit() {
 
 absl::StatusOr<uint64_t> Engine::Submit(Ticket ticket, Request request,
                                         std::shared_ptr<TokenSink> sink) {
-  if (absl::Status status = ValidateRequest(request, impl_->model); !status.ok()) return status;
+  const EngineOptions& options = impl_->options;
+  if (absl::Status status = ValidateRequest(request, impl_->model, options.kv_floor);
+      !status.ok()) {
+    return status;
+  }
   absl::StatusOr<std::unique_ptr<const PrecisionPolicy>> policy =
-      MakePrecisionPolicy(request.kv_policy, impl_->options.policy_file);
+      MakePrecisionPolicy(request.kv_policy, options.policy_file);
   if (!policy.ok()) return policy.status();
   if (!request.sampling.seed.has_value()) request.sampling.seed = RandomSeed();
-  int64_t tokens = static_cast<int64_t>(request.prompt.size());
-  if (request.score_tokens == 0) tokens += request.max_new_tokens;
-  QueuedRequest queued = {.reservation_bytes = ReservationBytes(
-                              request.kv_policy, impl_->options.kv_ring, impl_->model, tokens),
-                          .submitted = absl::Now()};
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  const int64_t tokens = prompt_tokens + (request.score_tokens > 0 ? 0 : request.max_new_tokens);
+  QueuedRequest queued = {
+      .terms =
+          TermsOf(request.kv_policy, request.kv_floor.value_or(options.kv_floor), options.kv_ring),
+      .submitted = absl::Now()};
+  queued.reservation_bytes = ReservationBytes(queued.terms, impl_->model, prompt_tokens, tokens);
   queued.request = std::move(request);
   queued.policy = *std::move(policy);
   queued.sink = std::move(sink);
   const AdmissionDemand demand = DemandOf(queued);
-  absl::StatusOr<uint64_t> number = impl_->queue.Submit(std::move(queued));
+  absl::StatusOr<uint64_t> number = impl_->queue.Submit(std::move(queued), impl_->core.progress());
   if (!number.ok()) return impl_->WithRetryAfter(number.status(), demand);
   ticket.engine_ = nullptr;  // the request has its place now
   return number;

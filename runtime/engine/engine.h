@@ -23,6 +23,7 @@
 #include "controller/policy_file.h"
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
+#include "runtime/engine/kv_relief.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/token_sink.h"
 #include "runtime/model/model.h"
@@ -52,6 +53,10 @@ struct EngineOptions {
   // True bits per element that all running requests with the policy `adaptive` are to hold in the
   // mean, but for those with a target of their own; 0: each holds kDefaultPackedBits.
   double kv_target_bits = 0;
+  // The lowest rung that pressure squeezes requests to whose policy gives several, unless they ask
+  // for a higher one. At K4V2 a pool that is full of promises still keeps 3.25 bits an element, at
+  // which `adaptive` is as close to exact as all tokens at K4V4 are.
+  Rung kv_floor = Rung::kK4V2;
   // What was learned of the model; null: nothing. Outlives the engine.
   const PolicyFile* policy_file = nullptr;
 };
@@ -59,7 +64,10 @@ struct EngineOptions {
 // One consistent view: of requests as they stand, of pages as the last step left them.
 struct EngineSnapshot {
   PagePoolStats pool;
+  // In footprints (kv_reservation.h), of which there are this many. More may be used than are
+  // reserved.
   size_t reserved_bytes = 0;
+  size_t reservable_bytes = 0;
   // Of all tokens in the pool, those of running requests and those of cached prefixes; tokens that
   // several share count once. So do their pages.
   size_t fp16_equivalent_bytes = 0;
@@ -68,7 +76,11 @@ struct EngineSnapshot {
   std::array<double, kNumRungs> tokens_by_rung{};
   // Decisions by rung, about one token in one (layer, KV head) each.
   DecisionTally::Counts decisions_total{};
+  // Pages lowered under pressure, [from][to].
+  KvRelief::Demotions demotions_total{};
   double price = 0;  // mean over the running adaptive requests; 0 if there are none
+  // Tokens of one more request that could be admitted now; of these, how many the free bytes hold
+  // at the present mean.
   int64_t headroom_tokens_floor = 0;
   int64_t headroom_tokens_current = 0;
   int running = 0;
@@ -119,8 +131,9 @@ class Engine {
 
   // Queues the request. On error the sink is never called; otherwise it gets exactly one
   // completion. INVALID_ARGUMENT (a value out of range, or it can never fit: names the limit),
-  // FAILED_PRECONDITION (its policy needs what the policy file lacks), RESOURCE_EXHAUSTED (too many
-  // prompt tokens are waiting). Returns a number for Cancel.
+  // FAILED_PRECONDITION (its policy needs what the policy file lacks, or its floor is below the
+  // operator's), RESOURCE_EXHAUSTED (too many prompt tokens are waiting, or its deadline would come
+  // first). Returns a number for Cancel.
   absl::StatusOr<uint64_t> Submit(Ticket ticket, Request request, std::shared_ptr<TokenSink> sink);
 
   // Asks that a request end; its completion follows, its pages free by then. Unknown numbers are

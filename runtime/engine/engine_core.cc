@@ -1,5 +1,6 @@
 #include "runtime/engine/engine_core.h"
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -27,9 +28,11 @@ int NumRows(const PlannedSlice& slice) {
   return slice.num_tokens;
 }
 
-// What must be the same for pages to be shared.
-std::string PrecisionOf(const Request& request) {
-  return absl::StrFormat("%s, %g", request.kv_policy.ToString(), request.kv_target_bits);
+// What must be the same for pages to be shared; the floor too, so that all who share a page may
+// have it lowered as far.
+std::string PrecisionOf(const Request& request, const KvTerms& terms) {
+  return absl::StrFormat("%s, %g, %s", request.kv_policy.ToString(), request.kv_target_bits,
+                         std::string(RungName(terms.floor)));
 }
 
 void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
@@ -51,9 +54,9 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       pool_(std::move(pool)),
       prices_(PricesOf(options.policy_file, model.config().head_dim)),
       prefixes_(options.max_cached_prefixes),
+      relief_(*pool_, model.thread_pool(), model.config().num_layers, model.config().num_kv_heads),
       scratch_(model.thread_pool().num_threads()) {
   if (options.kv_target_bits > 0) server_price_.emplace(prices_, options.kv_target_bits);
-  pool_->SetReclaimer([this] { return EvictOldestPrefix(); });
   absl::MutexLock lock(&snapshot_mutex_);
   PublishFigures();
 }
@@ -66,6 +69,7 @@ void EngineCore::Step(absl::Time now) {
   const std::vector<PlannedSlice> plan = Plan();
   if (!plan.empty()) {
     SetPrices();
+    MakeRoom(plan);
     ReadLogits(RunModel(plan));
     Deliver();
     Report(absl::Now() - now);
@@ -76,7 +80,7 @@ void EngineCore::Step(absl::Time now) {
 
 void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
   for (QueuedRequest& queued : intake.started) {
-    PageTable table = TableFor(queued.request);
+    PageTable table = TableFor(queued);
     running_.push_back(std::make_unique<Sequence>(std::move(queued), model_.config(),
                                                   std::move(table), tokenizer_, prices_,
                                                   server_price_.has_value(), now));
@@ -102,19 +106,17 @@ void EngineCore::TakeIn(RequestQueue::Intake intake, absl::Time now) {
   }
 }
 
-PageTable EngineCore::TableFor(const Request& request) {
-  PageTable table = model_.NewPageTable(*pool_, RingOf(request.kv_policy, options_.kv_ring));
+PageTable EngineCore::TableFor(const QueuedRequest& queued) {
+  const Request& request = queued.request;
+  PageTable table = model_.NewPageTable(*pool_, queued.terms.ring);
   // A scored prompt needs rows of logits, and every prompt its last token's. Decisions on cached
   // tokens are not kept, so whoever wants them explained has them taken anew.
   if (options_.max_cached_prefixes == 0 || request.score_tokens > 0 || request.explain) {
     return table;
   }
   const auto reusable = absl::MakeConstSpan(request.prompt).first(request.prompt.size() - 1);
-  {
-    absl::MutexLock lock(&prefixes_mutex_);
-    const PrefixIndex::Match match = prefixes_.Find(PrecisionOf(request), reusable);
-    if (match.tokens > 0) table = match.table->Fork(match.tokens);
-  }
+  const PrefixIndex::Match match = prefixes_.Find(PrecisionOf(request, queued.terms), reusable);
+  if (match.tokens > 0) table = match.table->Fork(match.tokens);
   absl::MutexLock lock(&snapshot_mutex_);
   published_.prefix_query_tokens_total += reusable.size();
   published_.prefix_hit_tokens_total += table.num_tokens();
@@ -124,13 +126,7 @@ PageTable EngineCore::TableFor(const Request& request) {
 void EngineCore::KeepPrefix(Sequence& sequence) {
   if (options_.max_cached_prefixes == 0 || !sequence.succeeded()) return;
   const absl::Span<const int32_t> tokens = sequence.reusable_tokens();
-  absl::MutexLock lock(&prefixes_mutex_);
-  prefixes_.Insert(PrecisionOf(sequence.request()), tokens, sequence.TakeKv());
-}
-
-bool EngineCore::EvictOldestPrefix() {
-  absl::MutexLock lock(&prefixes_mutex_);
-  return prefixes_.EvictOldest();
+  prefixes_.Insert(PrecisionOf(sequence.request(), sequence.terms()), tokens, sequence.TakeKv());
 }
 
 std::vector<PlannedSlice> EngineCore::Plan() const {
@@ -144,9 +140,10 @@ void EngineCore::SetPrices() {
   const PagePoolStats pool = pool_->stats();
   const size_t reserved = queue_.state().reserved_bytes;
   // Not what is reclaimable: cached prefixes go before anything gets dearer.
-  const double pressure = PricePressure({.capacity_bytes = pool.capacity_bytes,
-                                         .used_bytes = pool.used_bytes,
-                                         .reserved_bytes = reserved});
+  const double pressure =
+      PricePressure({.capacity_bytes = PagePool::UsableBytes(pool.capacity_bytes),
+                     .used_bytes = pool.used_bytes,
+                     .reserved_bytes = reserved});
   PriceHoldings held;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     SequencePrice& price = sequence->price();
@@ -161,6 +158,22 @@ void EngineCore::SetPrices() {
   server_price_->Update(MeasureTrueBits(options_.kv_target_bits, held, pressure, model_.config()));
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     if (sequence->price().follows_server()) sequence->price().set_price(server_price_->price());
+  }
+}
+
+void EngineCore::MakeRoom(absl::Span<const PlannedSlice> plan) {
+  std::vector<KvHolder> holders;
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    holders.push_back({.table = &sequence->mutable_kv(), .terms = &sequence->terms()});
+  }
+  for (const PlannedSlice& planned : plan) {
+    holders[planned.sequence].step_tokens = planned.num_tokens;
+  }
+  const auto evict = [this] { return prefixes_.EvictOldest(); };
+  const auto tables = [this] { return prefixes_.tables(); };
+  const Rung ceiling = relief_.MakeRoom(holders, {.evict = evict, .tables = tables});
+  for (const std::unique_ptr<Sequence>& sequence : running_) {
+    sequence->set_rung_cap(std::max(ceiling, sequence->terms().floor));
   }
 }
 
@@ -299,7 +312,7 @@ void EngineCore::PublishFigures() {
   published_.fp16_equivalent_bytes = elements * sizeof(uint16_t);
   published_.mean_bits =
       elements == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(elements);
-  absl::MutexLock lock(&prefixes_mutex_);
+  published_.demotions_total = relief_.demotions();
   published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
 }
 
@@ -317,11 +330,20 @@ EngineSnapshot EngineCore::snapshot() const {
   snapshot.waiting = state.waiting;
   snapshot.waiting_prompt_tokens = state.waiting_prompt_tokens;
   snapshot.draining = state.draining;
-  const size_t unreserved =
-      ReservableBytes(model_.config(), snapshot.pool.capacity_bytes) - state.reserved_bytes;
-  snapshot.headroom_tokens_floor =
-      TokensThatFit(options_.kv_policy, options_.kv_ring, model_.config(), unreserved);
+  const ModelConfig& model = model_.config();
+  const size_t usable = PagePool::UsableBytes(snapshot.pool.capacity_bytes);
+  snapshot.reservable_bytes = usable;
+  const KvTerms terms = TermsOf(options_.kv_policy, options_.kv_floor, options_.kv_ring);
+  snapshot.headroom_tokens_floor = TokensThatFit(terms, model, usable - state.reserved_bytes);
   snapshot.headroom_tokens_current = snapshot.headroom_tokens_floor;
+  if (snapshot.mean_bits > 0) {
+    const double token_bytes =
+        snapshot.mean_bits / 8 * static_cast<double>(model.kv_elements_per_token());
+    const size_t free = usable - std::min(usable, snapshot.pool.used_bytes);
+    snapshot.headroom_tokens_current =
+        std::min(snapshot.headroom_tokens_floor,
+                 static_cast<int64_t>(static_cast<double>(free) / token_bytes));
+  }
   snapshot.generated_tokens_per_second = rate_.PerSecond(absl::Now());
   return snapshot;
 }

@@ -15,6 +15,7 @@
 #include "kvpool/page_pool.h"
 #include "kvpool/prefix_index.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/kv_relief.h"
 #include "runtime/engine/request_queue.h"
 #include "runtime/engine/retry_estimate.h"
 #include "runtime/engine/sampler.h"
@@ -31,7 +32,8 @@ namespace whit {
 // Threads: one, but for snapshot() and progress().
 class EngineCore {
  public:
-  // All references outlive it. `pool` holds at least what `queue` lets reserve.
+  // All references outlive it. `queue` lets no more be reserved than is usable of `pool`
+  // (PagePool::UsableBytes).
   EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
              std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer);
 
@@ -60,12 +62,13 @@ class EngineCore {
 
   void TakeIn(RequestQueue::Intake intake, absl::Time now);
   // A new sequence's table: it begins with the pages of a finished one that began alike, if any.
-  PageTable TableFor(const Request& request);
+  PageTable TableFor(const QueuedRequest& queued);
   void KeepPrefix(Sequence& sequence);
-  bool EvictOldestPrefix();
   std::vector<PlannedSlice> Plan() const;
   // What the step's tokens pay for their bits.
   void SetPrices();
+  // After this the pool has whatever the step may take.
+  void MakeRoom(absl::Span<const PlannedSlice> plan);
   std::vector<Row> RunModel(absl::Span<const PlannedSlice> plan);
   void ReadLogits(absl::Span<const Row> rows);
   void Deliver();
@@ -86,10 +89,8 @@ class EngineCore {
   // Holds the mean over all that follow it at options_.kv_target_bits, if that is given.
   std::optional<PriceController> server_price_;
 
-  // Prefixes are evicted on whatever thread finds the pool full in the middle of a forward pass.
-  // Nothing is allocated from the pool under this lock.
-  mutable absl::Mutex prefixes_mutex_;
-  PrefixIndex prefixes_ ABSL_GUARDED_BY(prefixes_mutex_);
+  PrefixIndex prefixes_;
+  KvRelief relief_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
   std::vector<Ended> ended_;
 

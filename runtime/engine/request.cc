@@ -106,9 +106,26 @@ void CheckPrecision(const Request& request, Requirements& r) {
             request.kv_target_bits, policy.ToString());
 }
 
+absl::Status CheckFloor(const Request& request, Rung lowest_floor) {
+  if (!request.kv_floor.has_value()) return absl::OkStatus();
+  const std::string floor(RungName(*request.kv_floor));
+  if (PossibleRungs(request.kv_policy).size() == 1) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "kv_cache.floor_rung is %s, but policy %s keeps all tokens at one rung, which pressure "
+        "does not lower",
+        floor, request.kv_policy.ToString()));
+  }
+  if (*request.kv_floor < lowest_floor) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("kv_cache.floor_rung is %s; this server lets it be no lower than %s", floor,
+                        std::string(RungName(lowest_floor))));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::Status ValidateRequest(const Request& request, const ModelConfig& model) {
+absl::Status ValidateRequest(const Request& request, const ModelConfig& model, Rung lowest_floor) {
   Requirements r;
   CheckLength(request, model.context_length, r);
   r.AreTokens("prompt.token_ids", request.prompt, model.vocab_size);
@@ -121,7 +138,8 @@ absl::Status ValidateRequest(const Request& request, const ModelConfig& model) {
   r.Require(std::all_of(request.id.begin(), request.id.end(),
                         [](char c) { return c >= ' ' && c <= '~'; }),
             "request_id has a byte that is not printable ASCII");
-  return r.status();
+  if (!r.status().ok()) return r.status();
+  return CheckFloor(request, lowest_floor);
 }
 
 }  // namespace whit

@@ -46,6 +46,9 @@ struct Request {
   // True bits per element that this request is to hold in the mean, with `adaptive` alone; 0: the
   // policy's or the server's target.
   double kv_target_bits = 0;
+  // The lowest rung that pressure may squeeze this request to, under policies that give several;
+  // unset: the operator's.
+  std::optional<Rung> kv_floor{};
   bool explain = false;  // fill Completion::precision
 };
 
@@ -55,8 +58,9 @@ inline constexpr double kMinTargetBits = 2.25, kMaxTargetBits = 16;
 struct ModelConfig;
 
 // The ranges of proto/whit/v1, and those of the model at hand. INVALID_ARGUMENT names the field,
-// its value and the bound.
-absl::Status ValidateRequest(const Request& request, const ModelConfig& model);
+// its value and the bound; FAILED_PRECONDITION if the request wants a floor below the operator's,
+// `lowest_floor`.
+absl::Status ValidateRequest(const Request& request, const ModelConfig& model, Rung lowest_floor);
 
 enum class FinishReason { kStop, kLength, kCancelled, kDeadline, kError };
 

@@ -21,16 +21,23 @@ void RequestQueue::ReturnTicket() {
   --state_.tickets;
 }
 
-absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request) {
+absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request,
+                                              const RunningProgress& progress) {
   absl::MutexLock lock(&mutex_);
   const AdmissionDemand demand = DemandOf(request);
   const absl::StatusOr<Admission> admission = DecideAdmission(limits_, state_, demand);
   if (!admission.ok()) return admission.status();
+  if (*admission == Admission::kWait) {
+    const absl::Status in_time =
+        CheckDeadline(state_, progress, request.request.deadline - request.submitted);
+    if (!in_time.ok()) return in_time;
+  }
   --state_.tickets;
   ++uncompleted_;
   const uint64_t number = request.number = ++last_number_;
   switch (*admission) {
     case Admission::kRun:
+      CountOvertaken(waiting_.size());
       Start(std::move(request));
       break;
     case Admission::kWait:
@@ -39,6 +46,7 @@ absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request) {
       waiting_.push_back(std::move(request));
       break;
   }
+  state_.may_overtake = MayOvertake(Line());
   return number;
 }
 
@@ -111,9 +119,23 @@ void RequestQueue::Start(QueuedRequest request) {
 }
 
 void RequestQueue::StartWaiting() {
-  while (!waiting_.empty() && CanRun(limits_, state_, DemandOf(waiting_.front()))) {
-    Start(TakeFromWaiting(0));
+  for (int next; (next = NextToStart(limits_, state_, Line())) >= 0;) {
+    CountOvertaken(next);
+    Start(TakeFromWaiting(next));
   }
+  state_.may_overtake = MayOvertake(Line());
+}
+
+std::vector<WaitingView> RequestQueue::Line() const {
+  std::vector<WaitingView> line;
+  for (size_t i = 0; i < waiting_.size() && i < kLookAhead; ++i) {
+    line.push_back({.demand = DemandOf(waiting_[i]), .overtaken = waiting_[i].overtaken});
+  }
+  return line;
+}
+
+void RequestQueue::CountOvertaken(size_t first) {
+  for (size_t i = 0; i < first; ++i) ++waiting_[i].overtaken;
 }
 
 QueuedRequest RequestQueue::TakeFromWaiting(size_t index) {

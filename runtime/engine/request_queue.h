@@ -16,7 +16,9 @@
 #include "absl/time/time.h"
 #include "controller/precision_policy.h"
 #include "runtime/engine/admission.h"
+#include "runtime/engine/kv_reservation.h"
 #include "runtime/engine/request.h"
+#include "runtime/engine/retry_estimate.h"
 #include "runtime/engine/token_sink.h"
 
 namespace whit {
@@ -27,8 +29,10 @@ struct QueuedRequest {
   Request request{};
   std::shared_ptr<const PrecisionPolicy> policy{};  // request.kv_policy's
   std::shared_ptr<TokenSink> sink{};
+  KvTerms terms{};
   size_t reservation_bytes = 0;
   absl::Time submitted{};
+  int overtaken = 0;  // WaitingView's; counted by the queue
 };
 
 AdmissionDemand DemandOf(const QueuedRequest& queued);
@@ -47,8 +51,9 @@ class RequestQueue {
   absl::Status TakeTicket();
   void ReturnTicket();
   // Takes over the request, and the ticket. Returns the request's number. Errors as
-  // DecideAdmission; then the ticket is still the caller's.
-  absl::StatusOr<uint64_t> Submit(QueuedRequest request);
+  // DecideAdmission and, if it would have to wait, CheckDeadline; then the ticket is still the
+  // caller's.
+  absl::StatusOr<uint64_t> Submit(QueuedRequest request, const RunningProgress& progress = {});
   // Has the engine end a request. Unknown numbers are ignored.
   void Cancel(uint64_t number);
 
@@ -86,6 +91,10 @@ class RequestQueue {
   void Start(QueuedRequest request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   QueuedRequest TakeFromWaiting(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Those first in line.
+  std::vector<WaitingView> Line() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // They let one pass.
+  void CountOvertaken(size_t first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool HasWork() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopped_ || state_.running > 0; }
   bool IsIdle() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return uncompleted_ == 0; }
 

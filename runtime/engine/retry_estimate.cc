@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/string_view.h"
+#include "runtime/engine/admission.h"
 
 namespace whit {
 namespace {
@@ -29,9 +31,9 @@ int64_t StartsUntilRoom(const AdmissionLimits& limits, const AdmissionState& sta
   return starts;
 }
 
-absl::Duration EstimateRetryAfter(int64_t starts, RunningProgress progress) {
+absl::Duration EstimateWait(int64_t starts, RunningProgress progress) {
   std::vector<int64_t>& left = progress.tokens_left;
-  if (left.empty() || !(progress.tokens_per_second > 0)) return kDefaultRetryAfter;
+  if (left.empty() || !(progress.tokens_per_second > 0)) return absl::ZeroDuration();
   std::sort(left.begin(), left.end());
   // After a full turn all places have new requests in them, taken to be like the longest.
   const auto places = static_cast<int64_t>(left.size());
@@ -39,7 +41,12 @@ absl::Duration EstimateRetryAfter(int64_t starts, RunningProgress progress) {
   const double tokens = static_cast<double>(turns) * static_cast<double>(left.back()) +
                         static_cast<double>(left[last]);
   const double pace = progress.tokens_per_second / static_cast<double>(places);
-  return std::clamp(absl::Seconds(tokens / pace), kMinRetryAfter, kMaxRetryAfter);
+  return absl::Seconds(tokens / pace);
+}
+
+absl::Duration EstimateRetryAfter(int64_t starts, RunningProgress progress) {
+  if (progress.tokens_left.empty() || !(progress.tokens_per_second > 0)) return kDefaultRetryAfter;
+  return std::clamp(EstimateWait(starts, std::move(progress)), kMinRetryAfter, kMaxRetryAfter);
 }
 
 void SetRetryAfter(absl::Duration retry_after, absl::Status* status) {

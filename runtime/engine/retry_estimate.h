@@ -9,9 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "runtime/engine/admission.h"
 
 namespace whit {
+
+struct AdmissionDemand;
+struct AdmissionLimits;
+struct AdmissionState;
 
 // How far the running requests are.
 struct RunningProgress {
@@ -31,7 +34,9 @@ int64_t StartsUntilRoom(const AdmissionLimits& limits, const AdmissionState& sta
                         const AdmissionDemand& demand);
 
 // The time until that many running requests have ended, each making way for one who waits, if all
-// go on at the same pace and to their max_new_tokens. Within the bounds above.
+// go on at the same pace and to their max_new_tokens. 0 where nothing is known.
+absl::Duration EstimateWait(int64_t starts, RunningProgress progress);
+// The same, within the bounds above.
 absl::Duration EstimateRetryAfter(int64_t starts, RunningProgress progress);
 
 // The estimate travels with the status.

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "controller/capped_policy.h"
 #include "kvpool/page_pool.h"
 #include "kvpool/page_table.h"
 #include "runtime/engine/request_queue.h"
@@ -41,7 +42,10 @@ class Sequence {
   const Request& request() const { return queued_.request; }
   const std::shared_ptr<TokenSink>& sink() const { return queued_.sink; }
   size_t reservation_bytes() const { return queued_.reservation_bytes; }
+  const KvTerms& terms() const { return queued_.terms; }
   const PageTable& kv() const { return kv_; }
+  // For what lowers and moves pages between steps.
+  PageTable& mutable_kv() { return kv_; }
   // The first of the tokens that the KV cache holds, as far as another prompt may begin with their
   // pages.
   absl::Span<const int32_t> reusable_tokens() const;
@@ -52,6 +56,8 @@ class Sequence {
 
   // What is left to run.
   SequenceView view() const;
+  // No token that is decided from now on exceeds this rung.
+  void set_rung_cap(Rung cap) { policy_.set_cap(cap); }
   // The first `num_tokens` of the tokens that the KV cache does not hold yet.
   ForwardSlice NextSlice(int num_tokens, ForwardSlice::Logits logits);
 
@@ -85,6 +91,7 @@ class Sequence {
   const ModelConfig& model_;
   const Tokenizer& tokenizer_;
   PageTable kv_;
+  CappedPolicy policy_;
   SequencePrice price_;
   const int cached_tokens_;  // that kv_ began with
   SequenceSignals signals_;

@@ -30,7 +30,7 @@ Request Valid() {
 }
 
 TEST(ValidateRequestTest, TheEdgesOfEachRangeAreWithinIt) {
-  EXPECT_TRUE(ValidateRequest(Valid(), Model()).ok());
+  EXPECT_TRUE(ValidateRequest(Valid(), Model(), Rung::kK2V2).ok());
   Request low = Valid();
   low.max_new_tokens = 1;
   low.prompt = {0};
@@ -42,7 +42,8 @@ TEST(ValidateRequestTest, TheEdgesOfEachRangeAreWithinIt) {
                   .presence_penalty = -100,
                   .frequency_penalty = -100};
   low.logprobs = 0;
-  EXPECT_TRUE(ValidateRequest(low, Model()).ok()) << ValidateRequest(low, Model());
+  EXPECT_TRUE(ValidateRequest(low, Model(), Rung::kK2V2).ok())
+      << ValidateRequest(low, Model(), Rung::kK2V2);
   Request high = Valid();
   high.max_new_tokens = 97;
   high.prompt = {999, 999, 999};
@@ -57,12 +58,14 @@ TEST(ValidateRequestTest, TheEdgesOfEachRangeAreWithinIt) {
   high.stop.assign(16, std::string(1024, 'x'));
   high.stop_token_ids.assign(64, 999);
   high.id = std::string(128, '~');
-  EXPECT_TRUE(ValidateRequest(high, Model()).ok()) << ValidateRequest(high, Model());
+  EXPECT_TRUE(ValidateRequest(high, Model(), Rung::kK2V2).ok())
+      << ValidateRequest(high, Model(), Rung::kK2V2);
   Request score = Valid();
   score.max_new_tokens = 0;
   score.prompt.assign(100, 5);
   score.score_tokens = 99;
-  EXPECT_TRUE(ValidateRequest(score, Model()).ok()) << ValidateRequest(score, Model());
+  EXPECT_TRUE(ValidateRequest(score, Model(), Rung::kK2V2).ok())
+      << ValidateRequest(score, Model(), Rung::kK2V2);
 }
 
 struct BadCase {
@@ -152,7 +155,7 @@ TEST(ValidateRequestTest, EachFaultIsNamedWithItsValueAndBound) {
   for (const BadCase& bad : cases) {
     Request request = Valid();
     bad.spoil(request);
-    const absl::Status status = ValidateRequest(request, Model());
+    const absl::Status status = ValidateRequest(request, Model(), Rung::kK2V2);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad.message;
     EXPECT_EQ(std::string(status.message()), bad.message);
   }
