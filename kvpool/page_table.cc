@@ -65,18 +65,19 @@ bool PageTable::NewPage(Rung rung, int position, PageEntry* page) {
   return true;
 }
 
-bool PageTable::MakeExclusive(PageEntry& page) {
-  if (!pool_->Shared(page.unit)) return true;
-  absl::StatusOr<uint32_t> copy = pool_->AllocateUnit(page.rung);
-  if (!copy.ok()) {
-    pool_->RecordFailure(copy.status(), &status_);
-    return false;
+bool PageTable::MakeOwn(PageEntry& page) {
+  if (pool_->Shared(page.unit)) {
+    absl::StatusOr<uint32_t> copy = pool_->AllocateUnit(page.rung);
+    if (!copy.ok()) {
+      pool_->RecordFailure(copy.status(), &status_);
+      return false;
+    }
+    std::memcpy(pool_->PageData(*copy), pool_->PageData(page.unit),
+                PageBytes(page.rung, pool_->head_dim()));
+    pool_->DropReference(page.unit, holder_);
+    page.unit = *copy;
   }
-  // Slots past the tokens may hold another table's: they are cleared by copying only ours.
-  CopyTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
-             pool_->PageData(*copy));
-  pool_->DropReference(page.unit, holder_);
-  page.unit = *copy;
+  KeepTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens);
   return true;
 }
 
@@ -168,7 +169,9 @@ PageTable PageTable::Fork(int tokens, Holder holder) const {
     to.tokens = to.settled_tokens = tokens;
     to.open = mark.open;
     for (int rung = 0; rung < kNumRungs; ++rung) {
-      if (mark.open[rung] >= 0) to.pages[mark.open[rung]].tokens = mark.open_tokens[rung];
+      if (mark.open[rung] < 0) continue;
+      to.pages[mark.open[rung]].tokens = mark.open_tokens[rung];
+      to.borrowed[rung] = true;
     }
     for (const PageEntry& page : to.pages) pool_->AddReference(page.unit, holder);
   }
@@ -258,6 +261,7 @@ void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
              MeanOf(page, layer, kv_head), keys.data(), values.data());
   for (int i = 0; i < page.tokens;) {
     int& open = list.open[static_cast<size_t>(rungs[i])];
+    bool& borrowed = list.borrowed[static_cast<size_t>(rungs[i])];
     if (open < 0) {
       PageEntry fresh;
       if (!NewPage(rungs[i], list.settled_tokens + i, &fresh)) return;
@@ -266,7 +270,10 @@ void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
       list.pages.insert(list.pages.begin() + open, fresh);
     }
     PageEntry& target = list.pages[open];
-    if (!MakeExclusive(target)) return;
+    if (borrowed || pool_->Shared(target.unit)) {
+      if (!MakeOwn(target)) return;
+      borrowed = false;
+    }
     // As many as follow at the same rung and fit.
     int count = 1;
     while (i + count < page.tokens && target.tokens + count < kTileTokens &&

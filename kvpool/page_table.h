@@ -155,6 +155,7 @@ class PageTable {
     int tokens = 0;
     int settled_tokens = 0;
     std::array<int, kNumRungs> open;  // the settled page of each rung that has free slots, or -1
+    std::array<bool, kNumRungs> borrowed{};  // open pages that came with a fork
   };
 
   List& list(int layer, int kv_head) { return lists_[layer * num_kv_heads_ + kv_head]; }
@@ -169,8 +170,9 @@ class PageTable {
   // Everyone's entry for the page becomes one for `to`, which is ours to give.
   void ReplaceForAll(int layer, int kv_head, size_t index, uint32_t to, Rung rung,
                      absl::Span<PageTable* const> tables);
-  // Gives the table a page of its own with the same tokens if others hold this one.
-  bool MakeExclusive(PageEntry& page);
+  // Makes a page that came with a fork the table's own, with the same tokens and free slots behind
+  // them: others may hold it, or have left theirs there.
+  bool MakeOwn(PageEntry& page);
   void Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows);
   // The page's tokens in order, to the open pages of their rungs.
   void Scatter(int layer, int kv_head, const PageEntry& page, absl::Span<const Rung> rungs);

@@ -344,25 +344,24 @@ void WriteTokens(std::byte* page, Rung rung, int head_dim, int slot, int count,
   }
 }
 
-void CopyTokens(const std::byte* from, Rung rung, int head_dim, int count, std::byte* to) {
-  std::memcpy(to, from, PageBytes(rung, head_dim));
+void KeepTokens(std::byte* page, Rung rung, int head_dim, int count) {
   const auto d = static_cast<size_t>(head_dim);
   const auto clear_halves = [&](std::byte* base, size_t first, size_t end) {
     std::memset(base + first * sizeof(uint16_t), 0, (end - first) * sizeof(uint16_t));
   };
   if (rung == Rung::kFp16) {
     for (size_t dim = 0; dim < d; ++dim) {
-      clear_halves(to + Fp16PageLayout::KeyOffset(head_dim), dim * kTileTokens + count,
+      clear_halves(page + Fp16PageLayout::KeyOffset(head_dim), dim * kTileTokens + count,
                    (dim + 1) * kTileTokens);
     }
-    clear_halves(to + Fp16PageLayout::ValueOffset(head_dim), count * d, kTileTokens * d);
+    clear_halves(page + Fp16PageLayout::ValueOffset(head_dim), count * d, kTileTokens * d);
     return;
   }
   const int key_bits = KeyBits(rung), value_bits = ValueBits(rung);
   const QuantizedPageLayout layout(head_dim, key_bits, value_bits);
   constexpr size_t kRowBytes = QuantizedPageLayout::kRowBytes;
   for (size_t row = 0; row < QuantizedPageLayout::KeyRows(head_dim, key_bits); ++row) {
-    std::memset(to + row * kRowBytes + 4 * count, 0, kRowBytes - 4 * count);
+    std::memset(page + row * kRowBytes + 4 * count, 0, kRowBytes - 4 * count);
   }
   // Which bits of a plane's byte [4 * dim + token % 4] belong to the tokens that are kept.
   const size_t planes = QuantizedPageLayout::ValuePlanes(value_bits);
@@ -372,12 +371,12 @@ void CopyTokens(const std::byte* from, Rung rung, int head_dim, int count, std::
     kept[quad % planes][token % 4] |=
         static_cast<uint8_t>(((1 << value_bits) - 1) << value_bits * (quad / planes));
   }
-  auto* values = reinterpret_cast<uint8_t*>(to + layout.value_codes);
+  auto* values = reinterpret_cast<uint8_t*>(page + layout.value_codes);
   for (size_t i = 0; i < layout.key_scales - layout.value_codes; ++i) {
     values[i] &= kept[i / kRowBytes % planes][i % 4];
   }
-  clear_halves(to + layout.key_scales, count, kTileTokens);
-  clear_halves(to + layout.value_scales, count, kTileTokens);
+  clear_halves(page + layout.key_scales, count, kTileTokens);
+  clear_halves(page + layout.value_scales, count, kTileTokens);
 }
 
 void ReadTokens(const std::byte* page, Rung rung, int head_dim, int count, const float* key_mean,

@@ -37,8 +37,8 @@ void WriteTokens(std::byte* page, Rung rung, int head_dim, int slot, int count,
 void ReadTokens(const std::byte* page, Rung rung, int head_dim, int count, const float* key_mean,
                 float* keys, float* values);
 
-// Copies a page's first `count` tokens, as they are coded, into a zeroed page of the same rung.
-void CopyTokens(const std::byte* from, Rung rung, int head_dim, int count, std::byte* to);
+// Leaves nothing but a page's first `count` tokens in it.
+void KeepTokens(std::byte* page, Rung rung, int head_dim, int count);
 
 // One vector's codes and scale, as WriteTokens stores them. bits: 2, 4 or 8.
 void QuantizeVector(const float* x, int head_dim, int bits, uint8_t* codes, float* scale);

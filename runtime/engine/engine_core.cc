@@ -334,7 +334,8 @@ EngineSnapshot EngineCore::snapshot() const {
   const size_t usable = PagePool::UsableBytes(snapshot.pool.capacity_bytes);
   snapshot.reservable_bytes = usable;
   const KvTerms terms = TermsOf(options_.kv_policy, options_.kv_floor, options_.kv_ring);
-  snapshot.headroom_tokens_floor = TokensThatFit(terms, model, usable - state.reserved_bytes);
+  snapshot.headroom_tokens_floor =
+      TokensThatFit(terms, model, usable - std::min(usable, state.reserved_bytes));
   snapshot.headroom_tokens_current = snapshot.headroom_tokens_floor;
   if (snapshot.mean_bits > 0) {
     const double token_bytes =

@@ -60,7 +60,7 @@ int64_t MaxRingTokensInPrompt(const KvTerms& terms, int64_t tokens) {
 }
 
 int64_t MaxRingTokensInDecode(const KvTerms& terms, int64_t tokens) {
-  return RingTokens(terms, tokens) + kTileTokens;
+  return RingTokens(terms, tokens) + kTileTokens + (terms.decides_late ? 1 : 0);
 }
 
 int64_t MaxSettledPages(const KvTerms& terms, int64_t settled) {

@@ -75,16 +75,26 @@ TEST(PagePoolTest, AnEmptySlabServesAnotherRung) {
   EXPECT_EQ(pool->stats().free_bytes, 0u);
   const absl::Status full = pool->Allocate(Rung::kK2V2).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  // A slab that still holds FP16 pages serves no other rung.
   pages.pop_back();
-  {
-    // The slab still holds FP16 pages: one of them serves, and only one.
-    const PageRef page = pool->Allocate(Rung::kK2V2).value();
-    EXPECT_EQ(page.rung(), Rung::kFp16);
-    EXPECT_EQ(pool->stats().free_bytes, 0u);
-    EXPECT_FALSE(pool->Allocate(Rung::kK2V2).ok());
-  }
+  EXPECT_FALSE(pool->Allocate(Rung::kK2V2).ok());
   pages.clear();
   EXPECT_EQ(pool->Allocate(Rung::kK2V2)->rung(), Rung::kK2V2);
+}
+
+TEST(PagePoolTest, FootprintsOfASlabsPagesAreTheSlab) {
+  for (int head_dim : {16, 48, 64, 80, 96, 128, 256}) {
+    for (Rung rung : kAllRungs) {
+      const size_t pages = PagePool::PagesPerSlab(rung, head_dim);
+      const size_t footprint = PagePool::FootprintBytes(rung, head_dim);
+      EXPECT_GE(footprint, PageBytes(rung, head_dim));
+      EXPECT_GE(footprint * pages, PagePool::kSlabBytes);
+      EXPECT_LT((footprint - 1) * pages, PagePool::kSlabBytes);
+    }
+  }
+  EXPECT_EQ(PagePool::UsableBytes(6 * PagePool::kSlabBytes), 0u);
+  EXPECT_EQ(PagePool::UsableBytes(7 * PagePool::kSlabBytes), 0u);
+  EXPECT_EQ(PagePool::UsableBytes(9 * PagePool::kSlabBytes - 1), PagePool::kSlabBytes);
 }
 
 // Random allocations, copies and releases against a map from page to its number of references;
@@ -113,7 +123,7 @@ TEST(PagePoolTest, BehavesLikeASimpleModel) {
           continue;
         }
         ASSERT_EQ(references[page->unit()]++, 0) << "a live page was handed out again";
-        ASSERT_GE(page->rung(), rung);
+        ASSERT_EQ(page->rung(), rung);
         ++pages[static_cast<size_t>(page->rung())];
         std::memset(page->data(), static_cast<uint8_t>(page->unit() * 31),
                     PageBytes(page->rung(), head_dim));

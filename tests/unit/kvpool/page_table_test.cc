@@ -244,23 +244,20 @@ TEST(PageTableTest, ASharedPageIsDemotedOnceForAllHolders) {
   ForkableTable a(pool.get());
   ForkableTable::AppendTo(a.table, a.tokens, 500, rng);
   PageTable fork = a.table.Fork(384);
+  std::vector<PageTable*> tables = {&a.table, &fork};
   const size_t before = pool->stats().used_bytes;
-  size_t lowered = 0;
-  {
-    DemotionPass pass;
-    for (PageTable* table : {&a.table, &fork}) {
-      for (int head : {0, 1}) {
-        for (size_t i = 0; i < table->pages(0, head).size(); ++i) {
-          const PageEntry page = table->pages(0, head)[i];
-          const bool done = table->Demote(0, head, i, Rung::kK2V2, pass);
-          EXPECT_EQ(done, i > 0 && page.tokens == 16 && page.rung > Rung::kK2V2 &&
-                              table->pages(0, head)[i].rung == Rung::kK2V2);
-          if (done && table == &a.table) ++lowered;
+  for (PageTable* table : tables) {
+    for (int head : {0, 1}) {
+      for (int i = 0; i < static_cast<int>(table->pages(0, head).size()); ++i) {
+        const PageEntry page = table->pages(0, head)[i];
+        const bool done = table->Demote(0, head, i, Rung::kK2V2, tables);
+        EXPECT_EQ(done, i > 0 && i < table->num_settled_pages(0, head) && page.rung > Rung::kK2V2);
+        if (done) {
+          EXPECT_EQ(table->pages(0, head)[i].rung, Rung::kK2V2);
+          EXPECT_EQ(table->pages(0, head)[i].tokens, page.tokens);
         }
       }
     }
-    EXPECT_EQ(pass.pages_lowered(), lowered);     // the fork's were lowered with the original's
-    EXPECT_GT(pool->stats().used_bytes, before);  // the old pages live until the pass ends
   }
   std::map<uint32_t, size_t> held;
   for (const PageTable* table : {&a.table, &fork}) {
@@ -277,10 +274,63 @@ TEST(PageTableTest, ASharedPageIsDemotedOnceForAllHolders) {
   for (int head : {0, 1}) {
     EXPECT_EQ(TokensIn(a.table, head), FirstTokens(500));
     EXPECT_EQ(TokensIn(fork, head), FirstTokens(384));
-    // Full pages of the fork's part are the same pages still.
+    // Pages of the fork's part are the same pages still.
     EXPECT_EQ(a.table.pages(0, head)[1].unit, fork.pages(0, head)[1].unit);
   }
+  // Both go on, with pages that have free slots and have come down.
+  ForkableTable::AppendTo(a.table, a.tokens, 150, rng);
+  ForkableTable::AppendTo(fork, a.tokens, 150, rng);
+  for (int head : {0, 1}) {
+    EXPECT_EQ(TokensIn(a.table, head), FirstTokens(650));
+    EXPECT_EQ(TokensIn(fork, head), FirstTokens(534));
+  }
   EXPECT_TRUE(pool->CheckInvariants().ok());
+}
+
+// Whatever is left of many tables comes to lie in as few slabs as there can be, and reads as
+// before.
+TEST(PageTableTest, CompactionEmptiesSlabs) {
+  const auto pool = MakePool(60, ForkableTable::kDim);
+  std::mt19937 rng(9);
+  std::vector<std::unique_ptr<ForkableTable>> tables;
+  for (int i = 0; i < 20; ++i) tables.push_back(std::make_unique<ForkableTable>(pool.get()));
+  for (int round = 0; round < 12; ++round) {  // so that they lie among each other
+    for (const auto& table : tables) ForkableTable::AppendTo(table->table, table->tokens, 50, rng);
+  }
+  std::vector<PageTable> forks;
+  for (int i = 0; i < 4; ++i) {
+    forks.push_back(tables[i]->table.Fork(256, i % 2 == 0 ? Holder::kRequest : Holder::kCache));
+  }
+  tables.erase(tables.begin() + 3, tables.end() - 3);
+  std::vector<PageTable*> all;
+  for (const auto& table : tables) all.push_back(&table->table);
+  for (PageTable& fork : forks) all.push_back(&fork);
+
+  const PagePoolStats before = pool->stats();
+  for (const size_t max_slabs : {size_t{1}, size_t{1000}}) {
+    const size_t free_slabs = pool->stats().free_slabs;
+    const size_t chosen = pool->BeginCompaction(max_slabs);
+    EXPECT_GT(chosen, 0u);
+    EXPECT_LE(chosen, max_slabs);
+    for (PageTable* table : all) {
+      for (int head : {0, 1}) table->Evacuate(0, head, all);
+    }
+    pool->EndCompaction();
+    EXPECT_EQ(pool->stats().free_slabs, free_slabs + chosen);
+    const absl::Status invariants = pool->CheckInvariants();
+    EXPECT_TRUE(invariants.ok()) << invariants;
+  }
+  EXPECT_EQ(pool->BeginCompaction(1000), 0u);
+  const PagePoolStats after = pool->stats();
+  EXPECT_EQ(after.used_pages_by_rung, before.used_pages_by_rung);
+  EXPECT_EQ(after.reclaimable_bytes, before.reclaimable_bytes);
+  for (int i = 0; i < kNumRungs; ++i) {
+    const size_t per_slab = PagePool::PagesPerSlab(static_cast<Rung>(i), ForkableTable::kDim);
+    EXPECT_EQ(after.slabs_by_rung[i], (after.pages_by_rung[i] + per_slab - 1) / per_slab);
+  }
+  for (PageTable* table : all) {
+    for (int head : {0, 1}) EXPECT_EQ(TokensIn(*table, head), FirstTokens(table->num_tokens()));
+  }
 }
 
 TEST(PageTableTest, AFullPoolIsReportedAndTheTableStaysConsistent) {
@@ -311,6 +361,21 @@ TEST(PageTableTest, PagesReturnWithTheTableAndMoveWithIt) {
     b = std::move(a);
   }
   EXPECT_EQ(pool->stats().used_bytes, 0u);
+}
+
+// The one who filled a page is gone, and has left tokens where the fork's are to go.
+TEST(PageTableTest, AForkGoesOnWhereTheOriginalHasBeen) {
+  const auto pool = MakePool(60, ForkableTable::kDim);
+  for (int seed = 0; seed < 20; ++seed) {
+    std::mt19937 rng(seed);
+    auto a = std::make_unique<ForkableTable>(pool.get());
+    ForkableTable::AppendTo(a->table, a->tokens, 240, rng);  // 192 have left, a few behind the mark
+    PageTable fork = a->table.Fork(128);
+    const Tokens tokens = a->tokens;
+    a.reset();
+    ForkableTable::AppendTo(fork, tokens, 150, rng);
+    for (int head : {0, 1}) EXPECT_EQ(TokensIn(fork, head), FirstTokens(278));
+  }
 }
 
 // The block's mean is the average of the turned mean over its positions.

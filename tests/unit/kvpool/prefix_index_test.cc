@@ -142,34 +142,6 @@ TEST(PrefixIndexTest, PagesAreUsedWhileARequestHoldsThemAndReclaimableAfter) {
   expect(0, 0, 0);
 }
 
-// However the pool's slabs are taken up: a table that is written to finds room as long as the cache
-// holds any that would do.
-TEST(PrefixIndexTest, CachedPagesGiveWayToTablesThatAreWrittenTo) {
-  const auto pool =
-      *PagePool::Create({.capacity_bytes = 4 * PagePool::kSlabBytes, .head_dim = kDim});
-  const size_t pages = pool->stats().capacity_bytes / PageBytes(Rung::kFp16, kDim);
-  PrefixIndex index(1000);
-  pool->SetReclaimer([&] { return index.EvictOldest(); });
-  for (Rung rung : {Rung::kK2V2, Rung::kK4V4, Rung::kFp16}) {
-    for (int seed = 0; seed < 400; ++seed) {  // far more than fit
-      PageTable table = MakeTable(pool.get(), kBlock + 16, rung);
-      ASSERT_TRUE(table.status().ok());
-      index.Insert("k", Tokens(kBlock, seed), std::move(table));
-    }
-    EXPECT_GT(index.num_tables(), 10u);
-    EXPECT_LT(index.num_tables(), 400u);
-    // As much as there is, at the largest rung.
-    PageTable table = MakeTable(pool.get(), static_cast<int>(pages) * 16);
-    EXPECT_TRUE(table.status().ok()) << RungName(rung) << ": " << table.status();
-    EXPECT_EQ(pool->stats().reclaimable_bytes, 0u);
-    EXPECT_EQ(index.num_tables(), 0u);
-    // And then there is none.
-    const std::vector<float> row(kDim, 1.0f);
-    table.Append(0, 0, 1, {.keys = row.data(), .values = row.data(), .stride = kDim});
-    EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
-  }
-}
-
 // Against a plain list of token sequences, searched from the longest prefix down.
 TEST(PrefixIndexTest, BehavesLikeASimpleModel) {
   const auto pool = MakePool();

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
+#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -31,7 +33,7 @@ class EngineCoreTest : public ::testing::Test {
   void SetUp() override { MakeCore(Limits()); }
 
   AdmissionLimits Limits() const {
-    return {.reservable_bytes = ReservableBytes(model(), options_.kv_cache_bytes),
+    return {.reservable_bytes = PagePool::UsableBytes(options_.kv_cache_bytes),
             .max_running_requests = options_.max_running_requests,
             .max_waiting_requests = options_.max_waiting_requests,
             .max_waiting_prompt_tokens = options_.max_waiting_prompt_tokens};
@@ -60,8 +62,10 @@ class EngineCoreTest : public ::testing::Test {
     if (!request.sampling.seed.has_value()) request.sampling.seed = 1;
     QueuedRequest queued;
     const int64_t tokens = static_cast<int64_t>(request.prompt.size()) + request.max_new_tokens;
-    queued.reservation_bytes =
-        ReservationBytes(request.kv_policy, options_.kv_ring, model(), tokens);
+    queued.terms =
+        TermsOf(request.kv_policy, request.kv_floor.value_or(options_.kv_floor), options_.kv_ring);
+    queued.reservation_bytes = ReservationBytes(
+        queued.terms, model(), static_cast<int64_t>(request.prompt.size()), tokens);
     queued.policy = MakePrecisionPolicy(request.kv_policy, options_.policy_file).value();
     queued.submitted = kNow;
     queued.request = std::move(request);
@@ -76,7 +80,8 @@ class EngineCoreTest : public ::testing::Test {
     const absl::Status status = core_->pool().CheckInvariants();
     ASSERT_TRUE(status.ok()) << status;
     const EngineSnapshot snapshot = core_->snapshot();
-    ASSERT_LE(snapshot.pool.used_bytes, snapshot.reserved_bytes);
+    ASSERT_LE(FootprintBytes(snapshot.pool, {}, model().head_dim), snapshot.reservable_bytes);
+    ASSERT_LE(snapshot.reserved_bytes, snapshot.reservable_bytes);
   }
 
   const Client::Received& Finish(Client& client) {
@@ -467,7 +472,7 @@ TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   const int64_t all = snapshot.headroom_tokens_floor;
   EXPECT_EQ(snapshot.pool.capacity_bytes, options_.kv_cache_bytes);
   EXPECT_EQ(
-      all, static_cast<int64_t>(options_.kv_cache_bytes /
+      all, static_cast<int64_t>(snapshot.reservable_bytes /
                                 (model().kv_elements_per_token() * 2 * kTileTokens) * kTileTokens));
   Client client;
   Submit(runtime_->GreedyRequest(runtime_->Prompt(32), 32), client);
@@ -487,21 +492,101 @@ TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   EXPECT_EQ(snapshot.mean_bits, 0);
 }
 
+// Random requests of all policies, far more than the pool holds: whoever is let in finishes, unless
+// it is cancelled.
+TEST_F(EngineCoreTest, EveryAdmittedRequestFinishesInATinyPool) {
+  options_ = {.kv_cache_bytes = 14 * PagePool::kSlabBytes,
+              .max_running_requests = 32,
+              .max_waiting_requests = 8,
+              .kv_floor = Rung::kK2V2};
+  MakeCore(Limits());
+  std::mt19937 rng(11);
+  std::vector<std::unique_ptr<Client>> clients;
+  std::vector<uint64_t> numbers;
+  int most_running = 0, waited = 0;
+  for (int step = 0; step < 1500; ++step) {
+    if (queue_->state().waiting < options_.max_waiting_requests) {
+      Request request = runtime_->GreedyRequest(
+          runtime_->Prompt(1 + static_cast<int>(rng() % 250), rng() % 5), 1 + rng() % 150);
+      const char* policies[] = {"adaptive", "adaptive:8", "static:K4V4", "rule", "fp16"};
+      request.kv_policy = *ParsePrecisionPolicy(policies[rng() % 8 < 4 ? rng() % 2 : rng() % 5]);
+      if (request.kv_policy.kind == PrecisionPolicySpec::Kind::kAdaptive && rng() % 3 == 0) {
+        request.kv_floor = Rung::kK4V4;
+      }
+      request.ignore_eos = true;
+      clients.push_back(std::make_unique<Client>());
+      numbers.push_back(Submit(std::move(request), *clients.back()));
+    }
+    if (rng() % 40 == 0) queue_->Cancel(numbers[rng() % numbers.size()]);
+    Step();
+    if (HasFatalFailure()) FAIL() << "step " << step;
+    most_running = std::max(most_running, queue_->state().running);
+    waited += queue_->state().waiting > 0 ? 1 : 0;
+  }
+  int finished = 0;
+  for (const auto& client : clients) {
+    const Completion& completion = *Finish(*client).completion;
+    EXPECT_TRUE(completion.reason == FinishReason::kLength ||
+                completion.reason == FinishReason::kCancelled)
+        << completion.status;
+    finished += completion.reason == FinishReason::kLength ? 1 : 0;
+  }
+  EXPECT_GT(finished, 100);
+  EXPECT_GT(waited, 1000);
+  EXPECT_GT(most_running, 4);
+  ExpectIdle();
+}
+
+// Requests that take nearly 8 bits while there is room are let in as far as 2 bits go.
+TEST_F(EngineCoreTest, PressureMakesRoomForWhoWasLetInAtTheFloor) {
+  options_.kv_cache_bytes = 40 * PagePool::kSlabBytes;
+  options_.max_cached_prefixes = 0;
+  MakeCore(Limits());
+  const auto fitting = [&](const char* policy) {
+    const KvTerms terms = TermsOf(*ParsePrecisionPolicy(policy), Rung::kK2V2, options_.kv_ring);
+    return Limits().reservable_bytes / ReservationBytes(terms, model(), 600, 900);
+  };
+  EXPECT_GT(fitting("adaptive"), 2 * fitting("fp16"));
+  std::vector<Client> clients(fitting("adaptive"));
+  for (size_t i = 0; i < clients.size(); ++i) {
+    Request request = runtime_->GreedyRequest(runtime_->Prompt(600, i), 300);
+    request.kv_policy = *ParsePrecisionPolicy("adaptive:8");
+    request.kv_floor = Rung::kK2V2;
+    request.ignore_eos = true;
+    Submit(std::move(request), clients[i]);
+  }
+  EXPECT_EQ(queue_->state().running, static_cast<int>(clients.size()));
+  while (queue_->state().running == static_cast<int>(clients.size())) {
+    Step();
+    ASSERT_FALSE(HasFatalFailure());
+  }
+  int64_t demotions = 0;
+  for (const auto& row : core_->snapshot().demotions_total) {
+    for (int64_t count : row) demotions += count;
+  }
+  EXPECT_GT(demotions, 0);
+  for (Client& client : clients) EXPECT_TRUE(Finish(client).completion->status.ok());
+  ExpectIdle();
+}
+
 // Reservations make this impossible; if it happens nevertheless, it is that request's end and no
 // more.
 TEST_F(EngineCoreTest, WithoutPagesARequestFailsAndTheEngineLivesOn) {
   options_.kv_cache_bytes = PagePool::kSlabBytes;
   AdmissionLimits limits = Limits();
-  limits.reservable_bytes *= 10;
+  limits.reservable_bytes = 100 * PagePool::kSlabBytes;
   MakeCore(limits);
   Client small, large;
   Submit(runtime_->GreedyRequest(runtime_->Prompt(40), 30), small);
   const uint64_t number = Submit(runtime_->GreedyRequest(runtime_->Prompt(1900), 30), large);
-  const Client::Received& failed = Finish(large);
+  while (!large.Poll().completion.has_value() || !small.Poll().completion.has_value()) {
+    core_->Step(kNow);
+  }
+  const Client::Received& failed = large.Poll();
   EXPECT_EQ(failed.completion->reason, FinishReason::kError);
   EXPECT_EQ(failed.completion->status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(failed.completion->status.message()), HasSubstr(std::to_string(number)));
-  EXPECT_EQ(Finish(small).ids(), runtime_->ReferenceGreedy(runtime_->Prompt(40), 30));
+  EXPECT_EQ(small.Poll().ids(), runtime_->ReferenceGreedy(runtime_->Prompt(40), 30));
   ExpectIdle();
 }
 

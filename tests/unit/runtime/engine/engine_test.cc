@@ -93,7 +93,7 @@ TEST_F(EngineTest, PagesAreBackBeforeTheCompletionIsDelivered) {
 
 TEST_F(EngineTest, NothingRemainsOfAThousandRequestsStartedAndCancelledAtRandom) {
   constexpr int kThreads = 4, kRequestsEach = 250;
-  options_.kv_cache_bytes = size_t{512} << 10;
+  options_.kv_cache_bytes = 11 * PagePool::kSlabBytes;
   options_.max_running_requests = 2;
   options_.max_waiting_requests = 1;
   std::atomic<int> completions{0}, submitted{0};
@@ -211,7 +211,7 @@ TEST_F(EngineTest, ATicketIsGivenBackWhenItDiesUnused) {
 }
 
 TEST_F(EngineTest, WhatCanNeverFitIsRefusedWithTheLimit) {
-  options_.kv_cache_bytes = PagePool::kSlabBytes;
+  options_.kv_cache_bytes = 8 * PagePool::kSlabBytes;
   const auto engine = MakeEngine();
   Client client;
   const absl::Status status =

@@ -158,7 +158,7 @@ TEST_F(PrefixCacheTest, ASharedPageAndItsTokensCountOnce) {
 
 TEST_F(PrefixCacheTest, CachedPrefixesGiveWayToReservations) {
   // Room for about three requests of 320 tokens.
-  MakeEngine(3 * 20 * tile() + 4 * PagePool::kSlabBytes, 100);
+  MakeEngine(3 * 20 * tile() + 11 * PagePool::kSlabBytes, 100);
   for (uint32_t seed = 1; seed <= 12; ++seed) Run(runtime_.Prompt(300, seed));
   const EngineSnapshot snapshot = engine_->snapshot();
   EXPECT_GE(snapshot.cached_prefixes, 1);
@@ -170,7 +170,7 @@ TEST_F(PrefixCacheTest, CachedPrefixesGiveWayToReservations) {
 // A cache full of pages at other rungs, in slabs that each hold some, is not in the way of a
 // request that needs all there is.
 TEST_F(PrefixCacheTest, ARequestThatNeedsTheWholePoolGetsIt) {
-  MakeEngine(1600 / 16 * tile(), 100);
+  MakeEngine(1600 / 16 * tile() + 7 * PagePool::kSlabBytes, 100);
   for (const char* policy : {"static:K2V2", "static:K8V4", "random:K2V2=1,K4V4=1,K8V8=1", "fp16"}) {
     for (uint32_t seed = 1; seed <= 6; ++seed) Run(runtime_.Prompt(200, seed), policy);
   }

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <deque>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace whit {
@@ -44,15 +46,67 @@ TEST(RequestQueueTest, StartsInOrderOfArrivalAsFarAsBytesAndPlacesGo) {
   RequestQueue queue(kLimits);
   const uint64_t a = Submit(queue, Request(60));
   const uint64_t b = Submit(queue, Request(50));  // does not fit beside a
-  const uint64_t c = Submit(queue, Request(10));  // would fit, but stands behind b
-  EXPECT_EQ(Numbers(queue.Take(kNow).started), (Vec{a}));
+  const uint64_t c = Submit(queue, Request(45));  // nor does this
+  const uint64_t d = Submit(queue, Request(10));  // fits, and overtakes
+  EXPECT_EQ(Numbers(queue.Take(kNow).started), (Vec{a, d}));
   EXPECT_EQ(queue.state().waiting, 2);
-  EXPECT_EQ(queue.state().reserved_bytes, 60u);
+  EXPECT_EQ(queue.state().reserved_bytes, 70u);
+  queue.Release(10);
   queue.Release(60);
   EXPECT_EQ(Numbers(queue.Take(kNow).started), (Vec{b, c}));
   EXPECT_EQ(queue.state().waiting, 0);
   EXPECT_EQ(queue.state().waiting_prompt_tokens, 0);
-  EXPECT_EQ(queue.state().reserved_bytes, 60u);
+  EXPECT_EQ(queue.state().reserved_bytes, 95u);
+}
+
+// A large request among an endless stream of small ones, each of which fits beside those that run.
+TEST(RequestQueueTest, NobodyStarvesBehindSmallOnes) {
+  RequestQueue queue({.reservable_bytes = 100,
+                      .max_running_requests = 50,
+                      .max_waiting_requests = 100,
+                      .max_waiting_prompt_tokens = 1000});
+  std::deque<size_t> running;
+  for (int i = 0; i < 10; ++i) {
+    Submit(queue, Request(10));
+    running.push_back(10);
+  }
+  queue.Take(kNow);
+  const uint64_t large = Submit(queue, Request(100));
+  int overtook = 0, released = 0;
+  for (bool started = false; !started;) {
+    ASSERT_LT(++released, 40);
+    queue.Release(running.front());
+    running.pop_front();
+    Submit(queue, Request(10));
+    for (const QueuedRequest& request : queue.Take(kNow).started) {
+      running.push_back(request.reservation_bytes);
+      started |= request.number == large;
+      overtook += request.number == large ? 0 : 1;
+    }
+  }
+  EXPECT_EQ(overtook, kMaxOvertaken);
+  // Those that ran when it came, and those that overtook it.
+  EXPECT_EQ(released, 10 + kMaxOvertaken);
+  EXPECT_EQ(queue.state().running, 1);
+}
+
+TEST(RequestQueueTest, OneWhoseDeadlineWouldComeFirstIsNotLetIn) {
+  RequestQueue queue(kLimits);
+  const RunningProgress progress = {.tokens_left = {1000}, .tokens_per_second = 10};
+  EXPECT_TRUE(queue.TakeTicket().ok());
+  QueuedRequest first = Request(100, 1, kNow + absl::Seconds(1));
+  first.submitted = kNow;
+  EXPECT_TRUE(queue.Submit(std::move(first), progress).ok()) << "it need not wait";
+  EXPECT_TRUE(queue.TakeTicket().ok());
+  for (const auto& [seconds, let_in] : {std::pair{40, false}, std::pair{60, true}}) {
+    QueuedRequest queued = Request(100, 1, kNow + absl::Seconds(seconds));
+    queued.submitted = kNow;
+    const absl::Status status = queue.Submit(std::move(queued), progress).status();
+    EXPECT_EQ(status.ok(), let_in) << status;
+    EXPECT_EQ(RejectionReason(status), let_in ? "" : "deadline");
+  }
+  EXPECT_EQ(queue.state().tickets, 0);
+  EXPECT_EQ(queue.state().waiting, 1);
 }
 
 TEST(RequestQueueTest, TicketsCountUntilTheyAreUsedOrReturned) {
@@ -86,9 +140,13 @@ TEST(RequestQueueTest, CancelledAndExpiredLeaveTheQueueAndLetOthersPass) {
   RequestQueue queue(kLimits);
   const uint64_t running = Submit(queue, Request(60));
   const uint64_t blocking = Submit(queue, Request(90));
+  for (int i = 0; i < kMaxOvertaken; ++i) {
+    Submit(queue, Request(40));
+    queue.Release(40);
+    queue.Take(kNow);
+  }
   const uint64_t expiring = Submit(queue, Request(90, 1, kNow + absl::Seconds(1)));
   const uint64_t small = Submit(queue, Request(40));
-  EXPECT_EQ(Numbers(queue.Take(kNow).started), (Vec{running}));
   queue.Cancel(blocking);
   queue.Cancel(running);
   const RequestQueue::Intake intake = queue.Take(kNow + absl::Seconds(1));

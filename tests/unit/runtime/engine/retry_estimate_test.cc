@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "runtime/engine/admission.h"
+
 namespace whit {
 namespace {
 

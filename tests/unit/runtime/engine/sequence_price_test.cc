@@ -31,13 +31,15 @@ class SyntheticPolicy final : public PrecisionPolicy {
   }
 };
 
+constexpr Rung kFloor = Rung::kK4V4;
+
 class SequencePriceTest : public ::testing::Test {
  protected:
   void Start(EngineOptions options) {
     auto pool =
         *PagePool::Create({.capacity_bytes = options.kv_cache_bytes, .head_dim = model().head_dim});
     queue_ = std::make_unique<RequestQueue>(
-        AdmissionLimits{.reservable_bytes = ReservableBytes(model(), options.kv_cache_bytes),
+        AdmissionLimits{.reservable_bytes = PagePool::UsableBytes(options.kv_cache_bytes),
                         .max_running_requests = options.max_running_requests,
                         .max_waiting_requests = options.max_waiting_requests,
                         .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens});
@@ -57,8 +59,9 @@ class SequencePriceTest : public ::testing::Test {
     queued.policy = policy != nullptr
                         ? std::move(policy)
                         : MakePrecisionPolicy(queued.request.kv_policy, nullptr).value();
-    queued.reservation_bytes = ReservationBytes(queued.request.kv_policy, kDefaultRing, model(),
-                                                prompt_tokens + new_tokens);
+    queued.terms = TermsOf(queued.request.kv_policy, kFloor, kDefaultRing);
+    queued.reservation_bytes =
+        ReservationBytes(queued.terms, model(), prompt_tokens, prompt_tokens + new_tokens);
     queued.sink = client.sink();
     ASSERT_TRUE(queue_->Submit(std::move(queued)).ok());
   }
@@ -188,23 +191,22 @@ TEST_F(SequencePriceTest, EveryTokenIsExplainedIfThatWasAskedFor) {
 }
 
 TEST_F(SequencePriceTest, BitsAreDearerInAFullPool) {
-  constexpr int kOthers = 12, kPrompt = 1000, kNewTokens = 200;
-  // What a request pays beside others that take nearly all they have reserved.
+  constexpr int kRequests = 8;
+  // What the requests pay when they are nearly done.
   const auto price_with = [&](size_t kv_cache_bytes) {
-    Start(
-        {.kv_cache_bytes = kv_cache_bytes, .prefill_chunk_tokens = 512, .max_cached_prefixes = 0});
-    std::vector<Client> others(kOthers);
-    for (Client& other : others) Submit("fp16", 0, kPrompt, kNewTokens, other);
-    Client client;
-    Submit("adaptive:8", 0, kPrompt, kNewTokens, client, std::make_shared<SyntheticPolicy>());
-    while (client.Poll().tokens.size() < kNewTokens - 60) core_->Step(absl::UnixEpoch());
-    EXPECT_EQ(core_->snapshot().running, kOthers + 1);
+    Start({.kv_cache_bytes = kv_cache_bytes, .max_cached_prefixes = 0});
+    std::vector<Client> clients(kRequests);
+    for (Client& client : clients) {
+      Submit("adaptive:8", 0, 100, 1100, client, std::make_shared<SyntheticPolicy>());
+    }
+    while (clients.front().Poll().tokens.size() < 1080) core_->Step(absl::UnixEpoch());
+    EXPECT_EQ(core_->snapshot().running, kRequests);
     return core_->snapshot().price;
   };
-  const size_t reserved = kOthers * ReservationBytes(PrecisionPolicySpec(), kDefaultRing, model(),
-                                                     kPrompt + kNewTokens);
-  // Of each rung a slab may be part-filled.
-  const size_t tight = (reserved / PagePool::kSlabBytes + 1 + kNumRungs) * PagePool::kSlabBytes;
+  // Hardly more than the requests reserve.
+  const KvTerms terms = TermsOf(*ParsePrecisionPolicy("adaptive:8"), kFloor, kDefaultRing);
+  const size_t reserved = kRequests * ReservationBytes(terms, model(), 100, 1200);
+  const size_t tight = (reserved / PagePool::kSlabBytes + 8) * PagePool::kSlabBytes;
   EXPECT_GT(price_with(tight), 1.5 * price_with(4 * tight));
 }
 
