@@ -539,17 +539,17 @@ TEST_F(EngineCoreTest, EveryAdmittedRequestFinishesInATinyPool) {
 
 // Requests that take nearly 8 bits while there is room are let in as far as 2 bits go.
 TEST_F(EngineCoreTest, PressureMakesRoomForWhoWasLetInAtTheFloor) {
-  options_.kv_cache_bytes = 40 * PagePool::kSlabBytes;
+  options_.kv_cache_bytes = 24 * PagePool::kSlabBytes;
   options_.max_cached_prefixes = 0;
   MakeCore(Limits());
   const auto fitting = [&](const char* policy) {
     const KvTerms terms = TermsOf(*ParsePrecisionPolicy(policy), Rung::kK2V2, options_.kv_ring);
-    return Limits().reservable_bytes / ReservationBytes(terms, model(), 600, 900);
+    return Limits().reservable_bytes / ReservationBytes(terms, model(), 200, 900);
   };
   EXPECT_GT(fitting("adaptive"), 2 * fitting("fp16"));
   std::vector<Client> clients(fitting("adaptive"));
   for (size_t i = 0; i < clients.size(); ++i) {
-    Request request = runtime_->GreedyRequest(runtime_->Prompt(600, i), 300);
+    Request request = runtime_->GreedyRequest(runtime_->Prompt(200, i), 700);
     request.kv_policy = *ParsePrecisionPolicy("adaptive:8");
     request.kv_floor = Rung::kK2V2;
     request.ignore_eos = true;

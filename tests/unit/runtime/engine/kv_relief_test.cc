@@ -162,7 +162,9 @@ class Simulation {
           if (running.terms.decides_late && page.first_position + page.tokens > begin) break;
           Rung rungs[kTileTokens];
           for (int i = 0; i < page.tokens; ++i) {
-            rungs[i] = std::min(cap, running.choices[rng_() % running.choices.size()]);
+            const std::vector<Rung>& choices = running.choices;
+            const bool dearest = rng_() % 4 != 0;
+            rungs[i] = std::min(cap, dearest ? choices.back() : choices[rng_() % choices.size()]);
           }
           running.table.Settle(layer, head, absl::MakeConstSpan(rungs, page.tokens));
         }
@@ -178,31 +180,38 @@ struct Mix {
   std::vector<std::pair<const char*, Rung>> policies;
 };
 
+int64_t NumDemotions(const KvRelief& relief) {
+  int64_t demotions = 0;
+  for (const auto& row : relief.demotions()) {
+    for (int64_t count : row) demotions += count;
+  }
+  return demotions;
+}
+
 class KvReliefPropertyTest : public ::testing::TestWithParam<int> {};
 
 // Over thousands of steps of overload nobody who was admitted ever finds the pool empty.
 TEST_P(KvReliefPropertyTest, EveryAdmittedRequestFinishes) {
   const std::vector<Mix> mixes = {
       {"adaptive", {{"adaptive", Rung::kK2V2}}},
-      {"adaptive at two floors", {{"adaptive", Rung::kK4V2}, {"adaptive", Rung::kK8V4}}},
+      {"adaptive at two floors", {{"adaptive", Rung::kK2V2}, {"adaptive", Rung::kK4V4}}},
       {"everything",
        {{"fp16", Rung::kK2V2},
         {"static:K4V4", Rung::kK2V2},
-        {"random:K2V2=1,FP16=1", Rung::kK4V4},
+        {"random:K2V2=1,FP16=1", Rung::kK2V2},
         {"rule", Rung::kK4V2},
         {"learned", Rung::kK2V2},
         {"adaptive", Rung::kK2V2}}},
   };
   const Mix& mix = mixes[GetParam()];
-  Simulation simulation(/*slabs=*/24, /*seed=*/GetParam());
+  Simulation simulation(/*slabs=*/40, /*seed=*/GetParam());
   std::mt19937& rng = simulation.rng_;
   int started = 0, cancelled = 0;
   for (int step = 0; step < 6000; ++step) {
     for (int tries = 0; tries < 3; ++tries) {
       const auto& [policy, floor] = mix.policies[rng() % mix.policies.size()];
-      const bool large = rng() % 10 == 0;
-      started += simulation.Start(policy, floor, 1 + static_cast<int>(rng() % (large ? 1500 : 300)),
-                                  1 + static_cast<int>(rng() % 150), rng() % 4)
+      started += simulation.Start(policy, floor, 1 + static_cast<int>(rng() % 900),
+                                  1 + static_cast<int>(rng() % 200), rng() % 4)
                      ? 1
                      : 0;
     }
@@ -224,7 +233,8 @@ TEST_P(KvReliefPropertyTest, EveryAdmittedRequestFinishes) {
   // It was an overload.
   EXPECT_GT(simulation.most_reserved_, simulation.usable_ * 9 / 10);
   EXPECT_GT(simulation.most_used_, simulation.usable_ * 9 / 10);
-  EXPECT_GT(simulation.capped_, 300);
+  EXPECT_GT(simulation.capped_, 10);
+  EXPECT_GT(NumDemotions(simulation.relief_), 100);
   simulation.running_.clear();
   while (simulation.cache_.EvictOldest()) {
   }
@@ -232,12 +242,31 @@ TEST_P(KvReliefPropertyTest, EveryAdmittedRequestFinishes) {
 }
 INSTANTIATE_TEST_SUITE_P(Mixes, KvReliefPropertyTest, ::testing::Values(0, 1, 2));
 
-int64_t NumDemotions(const KvRelief& relief) {
-  int64_t demotions = 0;
-  for (const auto& row : relief.demotions()) {
-    for (int64_t count : row) demotions += count;
+// The hardest case: all that is reserved is needed at the same time, in pools of any size.
+TEST(KvReliefTest, EveryoneGetsAllThatWasReservedAtOnce) {
+  int at_their_floors = 0;
+  for (int round = 0; round < 12; ++round) {
+    Simulation simulation(/*slabs=*/12 + 5 * round, /*seed=*/round);
+    const std::vector<std::pair<const char*, Rung>> kinds = {{"adaptive", Rung::kK2V2},
+                                                             {"adaptive", Rung::kK4V4},
+                                                             {"learned", Rung::kK4V2},
+                                                             {"static:K8V4", Rung::kK2V2}};
+    const int kinds_used = 1 + round % 4;
+    int started = 0;
+    while (simulation.Start(kinds[started % kinds_used].first, kinds[started % kinds_used].second,
+                            200 + 40 * (round % 5), 500, started % 3)) {
+      ++started;
+    }
+    ASSERT_GT(started, 0);
+    while (!simulation.running_.empty()) {
+      simulation.Step();
+      if (testing::Test::HasFatalFailure()) FAIL() << "round " << round;
+      at_their_floors += simulation.relief_.state().ceiling == Rung::kK2V2 ? 1 : 0;
+    }
+    EXPECT_EQ(simulation.finished_, started);
+    EXPECT_TRUE(simulation.pool_->CheckInvariants().ok());
   }
-  return demotions;
+  EXPECT_GT(at_their_floors, 50);
 }
 
 // Long streams that outgrow the pool together: those with the same floor come down alike, none
@@ -245,26 +274,26 @@ int64_t NumDemotions(const KvRelief& relief) {
 TEST(KvReliefTest, PrecisionComesDownEvenlyAndOnlyWhileItMust) {
   Simulation simulation(/*slabs=*/120, /*seed=*/5);
   const char* high = "random:K4V4=1,K8V4=2,K8V8=3";
-  constexpr int kLow = 12, kHigh = 3;
-  for (int i = 0; i < kLow + kHigh; ++i) {
-    ASSERT_TRUE(simulation.Start(high, i < kLow ? Rung::kK4V2 : Rung::kK8V4, 40 + 30 * i, 3000, i));
+  size_t started = 0;
+  for (bool fits = true; fits; started += fits ? 1 : 0) {
+    fits = simulation.Start(high, started % 4 == 3 ? Rung::kK8V4 : Rung::kK4V2,
+                            40 + 20 * static_cast<int>(started), 2000, started);
   }
-  ASSERT_LT(simulation.reserved_, simulation.usable_);
-  int steps_relieving = 0, changes = 0;
-  while (simulation.running_.size() == kLow + kHigh) {
+  int steps = 0, steps_relieving = 0, changes = 0;
+  while (simulation.running_.size() == started) {
     const bool relieving = simulation.relief_.state().relieving;
     const int64_t demotions = NumDemotions(simulation.relief_);
     simulation.Step();
     ASSERT_FALSE(HasFatalFailure());
     // A list's share of each table may come on top of the budget.
     ASSERT_LE(NumDemotions(simulation.relief_) - demotions, 2 * LoweringBudget(256));
+    ++steps;
     steps_relieving += relieving ? 1 : 0;
     changes += relieving != simulation.relief_.state().relieving ? 1 : 0;
   }
   EXPECT_GT(NumDemotions(simulation.relief_), 1000);
-  EXPECT_GT(steps_relieving, 100);
-  EXPECT_LT(changes, steps_relieving / 10) << "it oscillates";
-  EXPECT_GT(simulation.most_used_, simulation.most_reserved_);
+  EXPECT_GT(steps_relieving, 50);
+  EXPECT_LT(changes, steps / 50) << "it oscillates";
 
   std::vector<double> low;
   for (const Running& running : simulation.running_) {

@@ -161,5 +161,26 @@ TEST(ValidateRequestTest, EachFaultIsNamedWithItsValueAndBound) {
   }
 }
 
+TEST(ValidateRequestTest, AFloorIsForPoliciesThatGiveSeveralRungsAndNotBelowTheOperators) {
+  Request request = Valid();
+  request.kv_floor = Rung::kK4V4;
+  for (const char* policy : {"fp16", "static:K4V4"}) {
+    request.kv_policy = *ParsePrecisionPolicy(policy);
+    const absl::Status status = ValidateRequest(request, Model(), Rung::kK2V2);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(
+        std::string(status.message()),
+        testing::HasSubstr(std::string("kv_cache.floor_rung is K4V4, but policy ") + policy));
+  }
+  request.kv_policy = *ParsePrecisionPolicy("adaptive");
+  for (Rung lowest : {Rung::kK2V2, Rung::kK4V4}) {
+    EXPECT_TRUE(ValidateRequest(request, Model(), lowest).ok());
+  }
+  const absl::Status status = ValidateRequest(request, Model(), Rung::kK8V4);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(std::string(status.message()),
+            "kv_cache.floor_rung is K4V4; this server lets it be no lower than K8V4");
+}
+
 }  // namespace
 }  // namespace whit
