@@ -168,6 +168,12 @@ void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
                 "bits per key and value element, all memory counted, that the running requests of "
                 "policy adaptive are held to in the mean; by default each gets codes and scales of "
                 "3.5 bits");
+  AddParsedFlag(
+      app, "--kv-floor", options.engine.kv_floor, ParseRung, RungName(options.engine.kv_floor),
+      kGroup, "RUNG",
+      "lowest precision that a full cache squeezes a request's tokens to, under policies "
+      "that give more than one; requests are admitted as long as all of them fit at their "
+      "floors, and may ask for a higher one: K2V2, K4V2, K4V4, K8V4, K8V8 or FP16");
   const auto parse_ring_tokens = [](const std::string& text) -> absl::StatusOr<int> {
     int64_t tokens = 0;
     if (!absl::SimpleAtoi(text, &tokens)) tokens = -1;

@@ -59,7 +59,7 @@ absl::StatusOr<RequestedPrecision> ToPrecision(const v1::KvCacheOptions& kv_cach
   if (kv_cache.has_floor_rung()) {
     const absl::StatusOr<Rung> floor = ParseRung(kv_cache.floor_rung());
     if (!floor.ok()) return Prefixed(floor.status(), "kv_cache.floor_rung");
-    return absl::UnimplementedError("kv_cache.floor_rung: no policy of this build squeezes tokens");
+    precision.floor = *floor;
   }
   if (!kv_cache.has_policy()) return precision;
   const absl::StatusOr<PrecisionPolicySpec> policy = ParsePrecisionPolicy(kv_cache.policy());
@@ -78,6 +78,7 @@ absl::StatusOr<Request> ToEngineRequest(const Proto& proto,
   Request request;
   request.kv_policy = precision->policy;
   request.kv_target_bits = precision->target_bits;
+  request.kv_floor = precision->floor;
   request.explain = proto.kv_cache().explain();
   request.sampling = ToSamplingParams(proto.sampling());
   const v1::StoppingCriteria& stopping = proto.stopping();

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,12 +27,13 @@ template <class Proto>
 absl::StatusOr<Request> ToEngineRequest(const Proto& proto,
                                         const PrecisionPolicySpec& default_policy);
 
-// Of Request: kv_policy and kv_target_bits.
+// Of Request: kv_policy, kv_target_bits and kv_floor.
 struct RequestedPrecision {
-  PrecisionPolicySpec policy;
+  PrecisionPolicySpec policy{};
   double target_bits = 0;
+  std::optional<Rung> floor{};
 };
-// INVALID_ARGUMENT or UNIMPLEMENTED names the field.
+// INVALID_ARGUMENT names the field.
 absl::StatusOr<RequestedPrecision> ToPrecision(const v1::KvCacheOptions& kv_cache,
                                                const PrecisionPolicySpec& default_policy);
 

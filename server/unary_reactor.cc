@@ -120,6 +120,7 @@ absl::StatusOr<Request> ScoreReactor::Encode() {
   request.deadline = DeadlineOf(*rpc_);
   request.kv_policy = precision_.policy;
   request.kv_target_bits = precision_.target_bits;
+  request.kv_floor = precision_.floor;
   request.explain = proto_.kv_cache().explain();
   request.max_new_tokens = 0;
   absl::StatusOr<std::vector<int32_t>> context =

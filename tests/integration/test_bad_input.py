@@ -9,7 +9,6 @@ from whitd import TIMEOUT, Stream, request
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 SERVICE = "/whit.v1.TextGenerationService/"
 
 
@@ -61,7 +60,10 @@ BAD_REQUESTS = {
     "policy without its file": (with_kv_cache(policy="learned"), PRECONDITION, "whit-calibrate"),
     "bits out of range": (with_kv_cache(policy="adaptive:99"), INVALID, "'99' is no number"),
     "unknown rung": (with_kv_cache(floor_rung="K9V9"), INVALID, "K9V9"),
-    "floor": (with_kv_cache(floor_rung="K2V2"), UNIMPLEMENTED, "floor_rung"),
+    "floor of a policy that has one rung": (
+        with_kv_cache(policy="static:K4V4", floor_rung="K2V2"), INVALID, "floor_rung is K2V2"),
+    "floor below the operator's": (
+        with_kv_cache(policy="adaptive", floor_rung="K2V2"), PRECONDITION, "no lower than K4V2"),
     "target bits of fp16": (with_kv_cache(target_bits=4), INVALID, "target_bits is 4, but policy"),
     "target bits 2": (with_kv_cache(policy="adaptive", target_bits=2), INVALID, "2.25 and 16"),
     "target bits NaN": (with_kv_cache(target_bits=math.nan), INVALID, "target_bits is nan"),
@@ -75,7 +77,7 @@ def test_a_bad_request_is_named(server, made, code, message):
         assert (got.code, got.pieces) == (code, [])
         assert message in got.details
         assert got.trailers["whit-reason"] == (
-            {UNIMPLEMENTED: "unimplemented", PRECONDITION: "configuration"}.get(code, "invalid"))
+            {PRECONDITION: "configuration"}.get(code, "invalid"))
         assert "retry-after" not in got.trailers
 
         unary = pb.GenerateRequest()

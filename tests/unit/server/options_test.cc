@@ -45,28 +45,19 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
 }
 
 TEST(OptionsTest, TakesEveryFlag) {
-  const ParsedCommandLine parsed = Parse({"--model=m.gguf",
-                                          "--listen=127.0.0.1:1,unix:/tmp/s",
-                                          "--listen=[::1]:2",
-                                          "--metrics-listen=off",
-                                          "--max-message-bytes=1M",
-                                          "--threads=3",
-                                          "--kv-cache-bytes=24M",
-                                          "--kv-policy=static:K4V4",
-                                          "--kv-policy-file=p",
-                                          "--kv-ring-tokens=64",
-                                          "--kv-target-bits=3.5",
-                                          "--kv-ring-rung=K4V4",
-                                          "--kv-sink-rung=K8V8",
-                                          "--max-cached-prefixes=2",
-                                          "--max-running=5",
-                                          "--max-queue-requests=6",
-                                          "--max-queue-prompt-tokens=7",
-                                          "--max-step-tokens=80",
-                                          "--prefill-chunk-tokens=9",
-                                          "--drain-timeout=1m",
-                                          "--log-level=warn",
-                                          "--log-format=json"});
+  const ParsedCommandLine parsed =
+      Parse({"--model=m.gguf",          "--listen=127.0.0.1:1,unix:/tmp/s",
+             "--listen=[::1]:2",        "--metrics-listen=off",
+             "--max-message-bytes=1M",  "--threads=3",
+             "--kv-cache-bytes=24M",    "--kv-policy=static:K4V4",
+             "--kv-policy-file=p",      "--kv-floor=K8V4",
+             "--kv-ring-tokens=64",     "--kv-target-bits=3.5",
+             "--kv-ring-rung=K4V4",     "--kv-sink-rung=K8V8",
+             "--max-cached-prefixes=2", "--max-running=5",
+             "--max-queue-requests=6",  "--max-queue-prompt-tokens=7",
+             "--max-step-tokens=80",    "--prefill-chunk-tokens=9",
+             "--drain-timeout=1m",      "--log-level=warn",
+             "--log-format=json"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
@@ -76,6 +67,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
   EXPECT_EQ(options.kv_policy->ToString(), "static:K4V4");
   EXPECT_EQ(options.kv_policy_file, "p");
+  EXPECT_EQ(options.engine.kv_floor, Rung::kK8V4);
   EXPECT_EQ(options.engine.kv_target_bits, 3.5);
   EXPECT_EQ(options.engine.kv_ring,
             (RecentRing{.rung = Rung::kK4V4, .tokens = 64, .sink_rung = Rung::kK8V8}));
@@ -122,6 +114,7 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
   for (const Case& c : std::vector<Case>{{"--threads", "0", "[1, 1024]"},
                                          {"--threads", "two", "[1, 1024]"},
                                          {"--kv-cache-bytes", "1X", "such as 24M"},
+                                         {"--kv-floor", "K3V3", "K4V2, K4V4"},
                                          {"--kv-cache-bytes", "1K", "64.0 KiB"},
                                          {"--kv-policy", "best", "fp16"},
                                          {"--kv-target-bits", "2", "[2.25, 16]"},

@@ -112,8 +112,9 @@ TEST(ToPrecisionTest, AnswersClearlyForWhatItCannotDo) {
   options.set_policy("static:K4V4");
   EXPECT_EQ(ToPrecision(options, fp16)->policy.ToString(), "static:K4V4");
 
+  EXPECT_EQ(ToPrecision(options, fp16)->floor, std::nullopt);
   options.set_floor_rung("K2V2");
-  EXPECT_TRUE(absl::IsUnimplemented(ToPrecision(options, fp16).status()));
+  EXPECT_EQ(ToPrecision(options, fp16)->floor, Rung::kK2V2);
   options.set_floor_rung("K5V5");
   EXPECT_TRUE(absl::IsInvalidArgument(ToPrecision(options, fp16).status()));
   options.clear_floor_rung();
