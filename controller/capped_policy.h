@@ -17,6 +17,7 @@ class CappedPolicy final : public PrecisionPolicy {
       : policy_(std::move(policy)) {}
 
   void set_cap(Rung cap) { cap_ = cap; }
+  Rung cap() const { return cap_; }
 
   SignalNeeds needs() const override { return policy_->needs(); }
   void Decide(const LeavingTokens& tokens, absl::Span<Rung> rungs) const override {

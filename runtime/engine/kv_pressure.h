@@ -66,8 +66,9 @@ PressureState UpdatePressure(PressureState state, size_t footprint_bytes, size_t
 // The next rung down, not below the floor that is lowest among those who run.
 Rung LowerCeiling(Rung ceiling, Rung lowest_floor);
 
-// Pages that may be lowered beside a step of so many tokens without the step taking 1.3 times as
-// long.
+// About how many pages may be lowered beside a step of so many tokens. A page takes some 5 us of a
+// core (head_dim 64, Zen 4), so that is far from making a step 1.3 times as long: a token of 30
+// layers and 3 KV heads brings 6 pages along and has 16 lowered, in less than 0.1 ms.
 int64_t LoweringBudget(int step_tokens);
 
 }  // namespace whit

@@ -58,6 +58,7 @@ class Sequence {
   SequenceView view() const;
   // No token that is decided from now on exceeds this rung.
   void set_rung_cap(Rung cap) { policy_.set_cap(cap); }
+  bool capped() const { return policy_.cap() < terms().dearest; }
   // The first `num_tokens` of the tokens that the KV cache does not hold yet.
   ForwardSlice NextSlice(int num_tokens, ForwardSlice::Logits logits);
 
