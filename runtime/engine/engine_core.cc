@@ -189,7 +189,7 @@ std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice>
     Sequence& sequence = *running_[planned.sequence];
     Add(sequence.price().EndStep(sequence.kv()), tally_.decisions);
     // What a ceiling cut short says nothing of what the price was worth.
-    if (sequence.capped()) sequence.price().TakeDecided();
+    if (sequence.capped()) sequence.price().TakeHoldings();
   }
 
   const size_t vocab_size = model_.config().vocab_size;
