@@ -54,9 +54,8 @@ bool CanRun(const AdmissionLimits& limits, const AdmissionState& state,
 enum class Admission { kRun, kWait };
 
 // First come, first served, but a request that fits may overtake those that do not yet (below).
-// INVALID_ARGUMENT if the request could
-// not run even alone, RESOURCE_EXHAUSTED if it would have to wait and the queue is full in requests
-// or in prompt tokens, UNAVAILABLE when draining.
+// INVALID_ARGUMENT if the request could not run even alone, RESOURCE_EXHAUSTED if it would have to
+// wait and the queue is full in requests or in prompt tokens, UNAVAILABLE when draining.
 absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                                           const AdmissionState& state,
                                           const AdmissionDemand& demand);
