@@ -201,8 +201,8 @@ void PrintAccuracy(absl::Span<const AccuracyResult> results) {
   Table table(header);
   for (const AccuracyResult& r : results) {
     std::vector<std::string> row = {r.arm.name, absl::StrFormat("%.3f", r.footprint.true_bits()),
-                                    absl::StrFormat("%.3f", r.footprint.packed_bits()),
-                                    Percent(r.accuracy), Significance(r.accuracy)};
+                                    PackedBitsText(r.footprint), Percent(r.accuracy),
+                                    Significance(r.accuracy)};
     if (r.accuracy_norm.has_value()) {
       row.insert(row.end(), {Percent(*r.accuracy_norm), Significance(*r.accuracy_norm)});
     }

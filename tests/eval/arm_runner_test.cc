@@ -1,4 +1,5 @@
 #include "tests/eval/arm_runner.h"
+#include "tests/eval/report.h"
 
 #include <gtest/gtest.h>
 
@@ -197,6 +198,7 @@ TEST_F(ArmRunnerTest, HasNoPackedBitsBeforeADecision) {
   ArmRunner runner(*model_, *ParseArms("static:K4V4", {}));
   Run(runner, {RandomSequence(40, 4)}, 1);
   EXPECT_TRUE(std::isnan(runner.footprints()[1].packed_bits()));
+  EXPECT_EQ(PackedBitsText(runner.footprints()[1]), "-");
 }
 
 TEST(DefaultBatchTest, FitsTheMemory) {

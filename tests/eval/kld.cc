@@ -131,9 +131,9 @@ void PrintTable(absl::Span<const KldResult> results) {
   for (const KldResult& r : results) {
     table.AddRow({r.arm.name, absl::StrFormat("%.3f", r.footprint.true_bits()),
                   absl::StrFormat("%.3f", r.footprint.true_bits_time_averaged()),
-                  absl::StrFormat("%.3f", r.footprint.packed_bits()),
-                  WithInterval("%.5f", r.mean, r.mean_ci95), absl::StrFormat("%.4f", r.p99),
-                  absl::StrFormat("%.4f", r.p999), absl::StrFormat("%.4f", r.top1_agreement),
+                  PackedBitsText(r.footprint), WithInterval("%.5f", r.mean, r.mean_ci95),
+                  absl::StrFormat("%.4f", r.p99), absl::StrFormat("%.4f", r.p999),
+                  absl::StrFormat("%.4f", r.top1_agreement),
                   WithInterval("%+.5f", r.delta_ln_ppl, r.delta_ci95)});
   }
   std::cout << table.ToString() << std::endl;

@@ -72,6 +72,11 @@ std::string WithInterval(const absl::FormatSpec<double>& format, double value,
                       absl::StrFormat(format, interval.high), "]");
 }
 
+std::string PackedBitsText(const KvFootprint& footprint) {
+  const double bits = footprint.packed_bits();
+  return std::isnan(bits) ? "-" : absl::StrFormat("%.3f", bits);
+}
+
 ResultObject DescribeArm(const Arm& arm, const KvFootprint& footprint) {
   ResultObject tokens_by_rung = ResultObject::object();
   for (int i = 0; i < kNumRungs; ++i) {

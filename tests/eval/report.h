@@ -33,6 +33,9 @@ class Table {
 std::string WithInterval(const absl::FormatSpec<double>& format, double value,
                          const Interval& interval);
 
+// Packed bits for a table; "-" if no token was decided.
+std::string PackedBitsText(const KvFootprint& footprint);
+
 // What every result says of its arm: name, ring and what the footprint holds.
 ResultObject DescribeArm(const Arm& arm, const KvFootprint& footprint);
 
