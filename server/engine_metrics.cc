@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "kvpool/rung.h"
 #include "server/response_conversion.h"
 #include "server/version.h"
@@ -71,8 +72,6 @@ MetricFamily ModelInfo(const ServingModel& model) {
 
 std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
   const PagePoolStats& pool = snapshot.pool;
-  const double kept = static_cast<double>(pool.used_bytes + pool.reclaimable_bytes);
-  const double fp16 = static_cast<double>(snapshot.fp16_equivalent_bytes);
   MetricFamily headroom{
       "whit_admission_headroom_tokens",
       "Tokens of new requests that could be admitted now, at their floor rung or at the present "
@@ -99,12 +98,12 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
       Gauge(
           "kv_cache_fp16_equivalent_bytes",
           "What all cached tokens, of running requests and of the prefix cache, would take at FP16",
-          fp16),
+          static_cast<double>(snapshot.fp16_equivalent_bytes)),
       Gauge(
           "kv_cache_saved_bytes",
           "FP16-equivalent bytes less used and reclaimable bytes; below 0 while part-filled pages "
           "cost more than precision saves",
-          fp16 - kept),
+          static_cast<double>(SavedBytes(snapshot))),
       Gauge("kv_cache_bits_per_element",
             "All bytes of used and reclaimable pages over the key and value elements of all cached "
             "tokens, in bits",
@@ -122,6 +121,9 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
       Gauge("admission_queue_requests", "Requests that wait", snapshot.waiting),
       Gauge("admission_queue_prompt_tokens", "Prompt tokens of the requests that wait",
             static_cast<double>(snapshot.waiting_prompt_tokens)),
+      Gauge("admission_estimated_wait_seconds",
+            "What a request that came now would wait before it runs; 0 if it would run at once",
+            absl::ToDoubleSeconds(snapshot.estimated_wait)),
       Gauge("requests_running", "Requests that run", snapshot.running),
       Gauge("requests_waiting", "Requests that wait", snapshot.waiting),
       Counter("prompt_tokens_total", "Prompt tokens computed",

@@ -141,6 +141,11 @@ v1::GetModelResponse ToModelResponse(const ServingModel& model) {
   return response;
 }
 
+int64_t SavedBytes(const EngineSnapshot& snapshot) {
+  const size_t kept = snapshot.pool.used_bytes + snapshot.pool.reclaimable_bytes;
+  return static_cast<int64_t>(snapshot.fp16_equivalent_bytes) - static_cast<int64_t>(kept);
+}
+
 v1::GetCapacityResponse ToCapacityResponse(const EngineSnapshot& snapshot,
                                            const EngineOptions& options) {
   v1::GetCapacityResponse response;
@@ -165,6 +170,11 @@ v1::GetCapacityResponse ToCapacityResponse(const EngineSnapshot& snapshot,
   }
   response.set_kv_cache_mean_bits(snapshot.mean_bits);
   response.set_draining(snapshot.draining);
+  response.set_kv_cache_fp16_equivalent_bytes(snapshot.fp16_equivalent_bytes);
+  response.set_kv_cache_saved_bytes(SavedBytes(snapshot));
+  response.set_controller_price(snapshot.price);
+  response.set_estimated_wait_seconds(absl::ToDoubleSeconds(snapshot.estimated_wait));
+  response.set_max_waiting_prompt_tokens(options.max_waiting_prompt_tokens);
   return response;
 }
 

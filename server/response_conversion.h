@@ -2,6 +2,7 @@
 #ifndef WHIT_SERVER_RESPONSE_CONVERSION_H_
 #define WHIT_SERVER_RESPONSE_CONVERSION_H_
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -38,6 +39,8 @@ void SetCompletion(const Completion& completion, const PrecisionPolicySpec& poli
                    Proto& response);
 
 v1::GetModelResponse ToModelResponse(const ServingModel& model);
+// FP16-equivalent bytes of all cached tokens less what their pages take; may be below 0.
+int64_t SavedBytes(const EngineSnapshot& snapshot);
 v1::GetCapacityResponse ToCapacityResponse(const EngineSnapshot& snapshot,
                                            const EngineOptions& options);
 

@@ -24,14 +24,17 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // Why a request was turned away before it got a place: a label in metrics, a field of the log, and
 // the trailer whit-reason.
-//   invalid, unimplemented, too_large           it can never succeed here
-//   queue_full, queue_prompt_tokens             --max-queue-requests, --max-queue-prompt-tokens
-//   wait tokenizer_busy                              too many long texts wait to be tokenized
-//   loading, draining                           the server is starting or going down
-//   other                                       a defect
-inline constexpr std::array<std::string_view, 9> kRejectionReasons = {
-    "invalid",        "unimplemented", "too_large", "queue_full", "queue_prompt_tokens",
-    "tokenizer_busy", "loading",       "draining",  "other"};
+//   invalid, unimplemented, too_large   it can never succeed here
+//   configuration                       this server's configuration forbids it
+//   queue_full, queue_prompt_tokens     --max-queue-requests, --max-queue-prompt-tokens
+//   tokenizer_busy                      too many long texts wait to be tokenized
+//   loading, draining                   the server is starting or going down
+//   other                               a defect
+inline constexpr std::array<std::string_view, 10> kRejectionReasons = {
+    "invalid",        "unimplemented", "too_large",
+    "configuration",  "queue_full",    "queue_prompt_tokens",
+    "tokenizer_busy", "loading",       "draining",
+    "other"};
 std::string RejectionReasonFor(const absl::Status& status);
 
 absl::Status LoadingError();

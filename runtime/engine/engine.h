@@ -86,6 +86,9 @@ struct EngineSnapshot {
   int running = 0;
   int waiting = 0;
   int64_t waiting_prompt_tokens = 0;
+  // What a request that came now would wait before it runs, if what runs and what waits goes on to
+  // its max_new_tokens at the present pace; kDefaultRetryAfter where no pace is known.
+  absl::Duration estimated_wait;
   double generated_tokens_per_second = 0;  // over the last seconds
   uint64_t prompt_tokens_total = 0;
   uint64_t generated_tokens_total = 0;

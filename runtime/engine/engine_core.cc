@@ -348,6 +348,14 @@ EngineSnapshot EngineCore::snapshot() const {
                  static_cast<int64_t>(static_cast<double>(free) / token_bytes));
   }
   snapshot.generated_tokens_per_second = rate_.PerSecond(absl::Now());
+  const bool has_room = state.waiting == 0 && state.running < options_.max_running_requests &&
+                        snapshot.headroom_tokens_floor > 0;
+  if (!has_room) {
+    const absl::Duration wait = EstimateWait(
+        state.waiting + 1,
+        {.tokens_left = tokens_left_, .tokens_per_second = snapshot.generated_tokens_per_second});
+    snapshot.estimated_wait = wait > absl::ZeroDuration() ? wait : kDefaultRetryAfter;
+  }
   return snapshot;
 }
 

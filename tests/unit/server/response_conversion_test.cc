@@ -90,6 +90,7 @@ EngineSnapshot BusyEngine() {
   snapshot.prefix_hit_tokens_total = 33;
   snapshot.decisions_total[static_cast<size_t>(Rung::kK4V4)] = 77;
   snapshot.price = 0.125;
+  snapshot.estimated_wait = absl::Milliseconds(2500);
   snapshot.draining = true;
   return snapshot;
 }
@@ -98,6 +99,7 @@ TEST(ToCapacityResponseTest, ShowsSnapshotAndLimits) {
   EngineOptions options;
   options.max_running_requests = 8;
   options.max_waiting_requests = 9;
+  options.max_waiting_prompt_tokens = 999;
   const v1::GetCapacityResponse response = ToCapacityResponse(BusyEngine(), options);
   EXPECT_EQ(response.kv_cache_capacity_bytes(), 4096u);
   EXPECT_EQ(response.kv_cache_used_bytes(), 1024u);
@@ -112,6 +114,11 @@ TEST(ToCapacityResponseTest, ShowsSnapshotAndLimits) {
   EXPECT_EQ(response.max_waiting_requests(), 9u);
   EXPECT_EQ(response.rungs_size(), 1);
   EXPECT_TRUE(response.draining());
+  EXPECT_EQ(response.kv_cache_fp16_equivalent_bytes(), 1000u);
+  EXPECT_EQ(response.kv_cache_saved_bytes(), -536);
+  EXPECT_EQ(response.controller_price(), 0.125);
+  EXPECT_EQ(response.estimated_wait_seconds(), 2.5);
+  EXPECT_EQ(response.max_waiting_prompt_tokens(), 999u);
 }
 
 // "name{label=value,…}" to value.
@@ -142,6 +149,7 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_admission_headroom_tokens{precision=current}"], 10);
   EXPECT_EQ(samples["whit_admission_queue_requests"], 3);
   EXPECT_EQ(samples["whit_admission_queue_prompt_tokens"], 300);
+  EXPECT_EQ(samples["whit_admission_estimated_wait_seconds"], 2.5);
   EXPECT_EQ(samples["whit_controller_decisions_total{rung=K4V4}"], 77);
   EXPECT_EQ(samples["whit_controller_decisions_total{rung=K2V2}"], 0);
   EXPECT_EQ(samples["whit_controller_price"], 0.125);

@@ -66,6 +66,7 @@ TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {
   EXPECT_EQ(RejectionReasonFor(TokenizerBusyError()), "tokenizer_busy");
   EXPECT_EQ(RejectionReasonFor(absl::InvalidArgumentError("")), "invalid");
   EXPECT_EQ(RejectionReasonFor(absl::UnimplementedError("")), "unimplemented");
+  EXPECT_EQ(RejectionReasonFor(absl::FailedPreconditionError("")), "configuration");
   EXPECT_EQ(RejectionReasonFor(absl::InternalError("")), "other");
 }
 
@@ -81,7 +82,7 @@ TEST(PushbackTest, FollowsTheEnginesEstimateWithAQuarterOfJitter) {
 TEST(RejectionReasonTest, EveryReasonIsAMetricLabel) {
   for (const absl::Status& status :
        {LoadingError(), TokenizerBusyError(), absl::InvalidArgumentError(""),
-        absl::UnimplementedError(""), absl::InternalError("")}) {
+        absl::UnimplementedError(""), absl::FailedPreconditionError(""), absl::InternalError("")}) {
     EXPECT_THAT(kRejectionReasons, Contains(RejectionReasonFor(status)));
   }
 }

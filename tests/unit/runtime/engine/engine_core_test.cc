@@ -590,6 +590,24 @@ TEST_F(EngineCoreTest, WithoutPagesARequestFailsAndTheEngineLivesOn) {
   ExpectIdle();
 }
 
+TEST_F(EngineCoreTest, EstimatesWhatOneMoreWouldWait) {
+  options_.max_running_requests = 1;
+  MakeCore(Limits());
+  EXPECT_EQ(core_->snapshot().estimated_wait, absl::ZeroDuration());
+  Client running, waiting;
+  Submit(runtime_->GreedyRequest(runtime_->Prompt(4), 1000), running);
+  EXPECT_EQ(core_->snapshot().estimated_wait, kDefaultRetryAfter);  // no pace yet
+  Step();
+  const absl::Duration behind_one = core_->snapshot().estimated_wait;
+  EXPECT_GT(behind_one, absl::ZeroDuration());
+  EXPECT_NE(behind_one, kDefaultRetryAfter);
+  Submit(runtime_->GreedyRequest(runtime_->Prompt(4), 1000), waiting);
+  EXPECT_GT(core_->snapshot().estimated_wait, 1.9 * behind_one);
+  queue_->Stop();
+  Step();
+  EXPECT_EQ(core_->snapshot().estimated_wait, absl::ZeroDuration());
+}
+
 TEST_F(EngineCoreTest, AStoppedQueueEndsEverything) {
   options_.max_running_requests = 1;
   MakeCore(Limits());

@@ -37,6 +37,14 @@ TEST(EstimateRetryAfterTest, IsTheTimeOfWhatMustEndFirst) {
   EXPECT_EQ(EstimateRetryAfter(4, progress), absl::Seconds(6 + 2));
 }
 
+TEST(EstimateWaitTest, HasNoBounds) {
+  EXPECT_EQ(EstimateWait(1, {.tokens_left = {6000}, .tokens_per_second = 100}), absl::Minutes(1));
+  EXPECT_EQ(EstimateWait(1, {.tokens_left = {1}, .tokens_per_second = 100}),
+            absl::Milliseconds(10));
+  EXPECT_EQ(EstimateWait(1, {.tokens_left = {5}}), absl::ZeroDuration());
+  EXPECT_EQ(EstimateWait(1, {.tokens_left = {}, .tokens_per_second = 9}), absl::ZeroDuration());
+}
+
 TEST(EstimateRetryAfterTest, StaysWithinItsBounds) {
   EXPECT_EQ(EstimateRetryAfter(1, {}), kDefaultRetryAfter);
   EXPECT_EQ(EstimateRetryAfter(1, {.tokens_left = {5}}), kDefaultRetryAfter);
