@@ -54,6 +54,7 @@ void EngineCall::PrepareAndSubmit(Engine::Ticket ticket,
     callbacks_.on_rejected(number.status());
     return;
   }
+  context_.load.OnSubmitted(engine_);
   // The request may have ended by now, and its reactor with it: only this object is sure to be
   // there.
   absl::MutexLock lock(&mutex_);

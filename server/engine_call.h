@@ -42,6 +42,7 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
   // at its next step. Nothing happens if it has ended already.
   void Cancel(absl::Status reason = absl::CancelledError("the client cancelled the call"));
 
+  const Engine& engine() const { return engine_; }
   TokenSink::Delivery Take() { return sink_->Take(); }
   // What Cancel was first called with; OK if it was not.
   absl::Status cancel_reason() const;

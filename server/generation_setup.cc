@@ -27,6 +27,8 @@ grpc::Status Reject(const absl::Status& status, ServiceContext& context, const C
   const std::string reason = RejectionReasonFor(status);
   context.metrics.CountRejection(reason);
   AddRejectionTrailers(status, rpc);
+  const ServingModel* const model = context.model.load(std::memory_order_acquire);
+  if (model != nullptr) context.load.OnRejected(model->engine(), status, rpc);
   return log.Finish(status, reason);
 }
 

@@ -84,13 +84,14 @@ absl::Status ListenError(const std::vector<std::string>& addresses) {
 
 }  // namespace
 
-absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options, grpc::Service& service) {
+absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options,
+                                           absl::Span<grpc::Service* const> services) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   // gRPC's own health service brings no descriptor for reflection to show: this links ours.
   grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::ServerBuilder builder;
-  builder.RegisterService(&service);
+  for (grpc::Service* const service : services) builder.RegisterService(service);
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
   // Two servers must not share a port unknowingly.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

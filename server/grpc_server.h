@@ -1,4 +1,4 @@
-// The gRPC listeners: whit.v1, health and reflection.
+// The gRPC listeners: our services, health and reflection.
 #ifndef WHIT_SERVER_GRPC_SERVER_H_
 #define WHIT_SERVER_GRPC_SERVER_H_
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/options.h"
 
 namespace whit {
@@ -21,7 +22,8 @@ struct GrpcServer {
 
 // Listens on all addresses, or on none. Health says NOT_SERVING until SetServing. UNAVAILABLE names
 // the address that cannot be had and why.
-absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options, grpc::Service& service);
+absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options,
+                                           absl::Span<grpc::Service* const> services);
 
 // What grpc.health.v1 says of the server ("") and of whit.v1.TextGenerationService.
 void SetServing(grpc::Server& server, bool serving);

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "server/active_calls.h"
+#include "server/load_report.h"
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/serving_model.h"
@@ -24,6 +25,7 @@ struct ServiceContext {
   const Logger& logger;
   Metrics& metrics;
   ActiveCalls& active_calls;
+  LoadReporter load{};
   // Long texts are tokenized here.
   WorkQueue tokenizing{"whit-tokenize"};
   // Tokens go from the engine to the streams here, so that no socket is written on the engine's

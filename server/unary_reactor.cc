@@ -40,6 +40,7 @@ void UnaryReactor::OnReady() {
   const Completion& completion = *output_.completion;
   const absl::Status status = FinalStatus(completion, call_->cancel_reason());
   if (status.ok()) Answer(output_, response_);
+  context_.load.OnEnded(call_->engine(), status, *rpc_);
   Finish(log_.Finish(status, FinishReasonName(completion.reason), &completion));
 }
 

@@ -17,6 +17,7 @@
 #include "server/flag_values.h"
 #include "server/generation_service.h"
 #include "server/grpc_server.h"
+#include "server/load_report_service.h"
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/options.h"
@@ -92,7 +93,8 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   ServiceContext context{.logger = logger, .metrics = metrics, .active_calls = active_calls};
   std::unique_ptr<ServingModel> model;
   GenerationService service(context);
-  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(options, service);
+  LoadReportService load_reports(context);
+  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(options, {&service, &load_reports});
   if (!grpc.ok()) return grpc.status();
   AdoptLibraryLogs(&logger);
   std::string metrics_address = "off";

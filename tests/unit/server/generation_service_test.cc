@@ -9,6 +9,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "gtest/gtest.h"
 #include "server/grpc_server.h"
+#include "server/load_report_service.h"
 
 namespace whit {
 namespace {
@@ -20,7 +21,7 @@ class LoadingServerTest : public ::testing::Test {
   LoadingServerTest() {
     ServerOptions options;
     options.listen = {"127.0.0.1:0"};
-    absl::StatusOr<GrpcServer> started = StartGrpcServer(options, service_);
+    absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {&service_, &load_reports_});
     EXPECT_TRUE(started.ok()) << started.status();
     grpc_ = *std::move(started);
     channel_ = grpc::CreateChannel(grpc_.addresses[0], grpc::InsecureChannelCredentials());
@@ -42,6 +43,7 @@ class LoadingServerTest : public ::testing::Test {
   ActiveCalls active_calls_;
   ServiceContext context_{.logger = logger_, .metrics = metrics_, .active_calls = active_calls_};
   GenerationService service_{context_};
+  LoadReportService load_reports_{context_};
   GrpcServer grpc_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::TextGenerationService::Stub> stub_;
@@ -96,6 +98,15 @@ TEST_F(LoadingServerTest, EveryMethodIsUnavailable) {
     v1::GetCapacityResponse response;
     ExpectLoading(stub_->GetCapacity(&rpc, v1::GetCapacityRequest(), &response), rpc);
   }
+  {
+    grpc::ClientContext rpc;
+    const auto reader =
+        xds::service::orca::v3::OpenRcaService::NewStub(channel_)->StreamCoreMetrics(
+            &rpc, xds::service::orca::v3::OrcaLoadReportRequest());
+    xds::data::orca::v3::OrcaLoadReport report;
+    EXPECT_FALSE(reader->Read(&report));
+    ExpectLoading(reader->Finish(), rpc);
+  }
 }
 
 TEST_F(LoadingServerTest, HealthFollowsSetServing) {
@@ -111,7 +122,7 @@ TEST_F(LoadingServerTest, AnAddressThatIsTakenIsNamed) {
   ServerOptions options;
   options.listen = {"127.0.0.1:0", grpc_.addresses[0]};
   GenerationService other(context_);
-  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, other);
+  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {&other});
   EXPECT_EQ(started.status(), absl::UnavailableError("cannot listen on " + grpc_.addresses[0] +
                                                      ": Address already in use"));
 }
