@@ -33,6 +33,7 @@ struct ConnectionFlags {
   std::string server;
   absl::Duration timeout = absl::InfiniteDuration();
   bool json = false;
+  bool retry = false;
 };
 void AddConnectionFlags(CLI::App& app, ConnectionFlags& flags);
 // A flag whose value is a duration.
@@ -43,8 +44,10 @@ std::shared_ptr<grpc::Channel> Connect(const ConnectionFlags& flags);
 std::unique_ptr<v1::TextGenerationService::Stub> ConnectStub(const ConnectionFlags& flags);
 void SetDeadline(const ConnectionFlags& flags, grpc::ClientContext& context);
 
-// "whit: INVALID_ARGUMENT: prompt is empty" on standard error; returns the exit status. One that
-// was cancelled by Ctrl-C says nothing.
+// "INVALID_ARGUMENT: prompt is empty"; names the server if it could not be reached.
+std::string FailureMessage(const grpc::Status& status, const ConnectionFlags& flags);
+// "whit: " and that on standard error; returns the exit status. One that was cancelled by Ctrl-C
+// says nothing.
 int ReportFailure(const grpc::Status& status, const ConnectionFlags& flags,
                   bool interrupted = false);
 // "whit: MESSAGE"; returns kExitUsage.

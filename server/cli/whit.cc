@@ -14,7 +14,7 @@ namespace whit {
 namespace {
 
 constexpr char kFooter[] =
-    R"(Every subcommand has --help and takes --server=HOST:PORT, --timeout and --json.
+    R"(Every subcommand has --help and takes --server=HOST:PORT, --timeout, --retry and --json.
 
 Examples:
   whit generate "The sky is blue because" --max-new-tokens=64
@@ -23,7 +23,7 @@ Examples:
   cat notes.txt | whit generate - --json
   whit score "The sky is" " blue"
   whit tokenize "Hello, world" --json
-  whit health --wait=60s && whit capacity
+  whit health --wait=60s && whit capacity --watch
 
 Exit status: 0 done; 1 the server refused or could not be reached; 2 wrong flag; 130 Ctrl-C.
 )";
@@ -36,7 +36,6 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "whit " + std::string(Version()), "Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.formatter(std::make_shared<HelpFormatter>());
-  app.footer(kFooter);
   app.require_subcommand(1);
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   AddConnectionFlags(app, flags);
@@ -49,7 +48,7 @@ int Main(int argc, char** argv) {
   AddModel(app, context);
   AddCapacity(app, context);
   AddHealth(app, context);
-  for (CLI::App* const command : app.get_subcommands({})) command->footer("");
+  app.footer(kFooter);  // now: subcommands take over what their parent has when they are made
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
