@@ -163,10 +163,10 @@ int Capacity(const CapacityFlags& flags, const CommandContext& context) {
 }
 
 constexpr char kFooter[] =
-    R"(The bar beside "KV cache" is what the cache holds: bytes of running requests by their
-precision, then, hatched, what only the prefix cache holds and gives up when it is needed. "room for"
-is how many tokens of prompt and answer could be admitted now. The figures are those of GetCapacity
-and of /metrics.
+    R"(The bar beside "KV cache" is what the cache holds: bytes of running requests by their precision,
+then, hatched, what only the prefix cache holds and gives up when it is needed. "room for" is how
+many tokens of prompt and answer could be admitted now. The figures are those of GetCapacity and of
+/metrics.
 
 Examples:
   whit capacity --watch

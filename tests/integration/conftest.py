@@ -28,8 +28,10 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     stubs = folder.name
     code = protoc.main(
-        ["protoc", f"-I{ROOT / 'proto'}", f"--python_out={stubs}", f"--grpc_python_out={stubs}",
-         "whit/v1/text_generation.proto"])
+        ["protoc", f"-I{ROOT / 'proto'}", f"-I{pathlib.Path(protoc.__file__).parent / '_proto'}",
+         f"--python_out={stubs}", f"--grpc_python_out={stubs}",
+         "whit/v1/text_generation.proto", "xds/data/orca/v3/orca_load_report.proto",
+         "xds/service/orca/v3/orca.proto"])
     assert code == 0
     sys.path.insert(0, stubs)
     importlib.invalidate_caches()
@@ -83,6 +85,21 @@ def start():
     yield start_one
     for server in running:
         server.kill()
+
+
+@pytest.fixture
+def full_server(start, slow_model):
+    """A server and make_room(): one request runs, and none may wait, until that ends it."""
+    from whitd import request
+
+    server = start(slow_model, "--kv-cache-bytes=1G", "--max-running=1", "--max-queue-requests=0")
+    with server.client() as stub:
+        # Some seconds: so long do clients stay away.
+        call = stub.GenerateStream(request("Go on", max_new_tokens=500, ignore_eos=True))
+        next(call)
+        next(call)  # by now the rate counts a token
+        yield server, call.cancel
+        call.cancel()
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
+import termios
 import time
 
 import pytest
@@ -141,6 +143,47 @@ def test_model_and_capacity(server, whit):
     assert "room for" in whit(server, "capacity").stdout
 
 
+def test_capacity_once_has_no_colours_in_a_pipe(server, whit):
+    shown = whit(server, "capacity").stdout
+    assert "KV cache" in shown and "generating" in shown and "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_capacity_watch_prints_lines_without_a_terminal(server, whit):
+    done = whit(server, "capacity", "--watch", "--interval=100ms", "--count=3")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = done.stdout.splitlines()
+    assert len(shown) == 3 and all(" KV 0 B of " in line for line in shown)
+    assert "\x1b" not in done.stdout
+    snapshots = lines(whit(server, "capacity", "--watch", "--interval=100ms", "--count=2", "--json"))
+    assert [now["requests_running"] for now in snapshots] == [0, 0]
+
+
+def test_capacity_watch_fails_if_there_is_no_server(whit):
+    done = whit(None, "capacity", "--watch", "--server=127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("whit: UNAVAILABLE: ") and done.stderr.count("\n") == 1
+
+
+def test_capacity_watch_outlives_its_server(start, tiny_model, tmp_path):
+    address = f"unix:{tmp_path}/whit.sock"
+    first = start(tiny_model, f"--listen={address}", "--max-running=3")
+    watch = subprocess.Popen(
+        [BIN_DIR / "whit", "capacity", "--watch", "--interval=100ms", "--json",
+         f"--server={address}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    assert json.loads(watch.stdout.readline())["max_running_requests"] == 3
+    assert first.stop() == 0
+    failure = watch.stderr.readline()
+    assert failure.startswith("whit: ") and failure.endswith("; trying again\n")
+    start(tiny_model, f"--listen={address}", "--max-running=4")
+    while json.loads(watch.stdout.readline())["max_running_requests"] != 4:
+        pass
+    watch.send_signal(signal.SIGINT)
+    watch.communicate(timeout=TIMEOUT)
+    assert watch.returncode == 130
+
+
 def test_health_is_an_exit_status(server, whit):
     assert whit(server, "health").stdout == "SERVING\n"
     assert lines(whit(server, "health", "--json")) == [{"status": "SERVING"}]
@@ -187,7 +230,8 @@ def test_errors_are_one_clear_line(server, whit):
 @pytest.mark.parametrize("arguments", [
     (), ("dance",), ("generate",), ("generate", "x", "--colour"), ("generate", "x", "--top-k=many"),
     ("generate", "x", "--token-ids=1"), ("generate", "x", "--system=y"), ("score", "x"),
-    ("tokenize",), ("health", "--wait=soon"), ("generate", "x", "--timeout=never"),
+    ("tokenize",), ("health", "--wait=soon"), ("capacity", "--interval=2s"),
+    ("capacity", "--watch", "--interval=1ms"), ("capacity", "--watch", "--count=many"), ("generate", "x", "--timeout=never"),
 ])
 def test_wrong_flags_are_usage_errors(whit, arguments):
     done = whit(None, *arguments)
@@ -202,7 +246,7 @@ def test_help_teaches(whit):
         assert command in main
         own = whit(None, command, "--help")
         assert own.returncode == 0
-        assert all(flag in own.stdout for flag in ("--server", "--timeout", "--json"))
+        assert all(flag in own.stdout for flag in ("--server", "--timeout", "--retry", "--json"))
         assert max(map(len, own.stdout.splitlines())) <= 100
 
 
@@ -212,6 +256,27 @@ def test_a_timeout_is_a_deadline(start, slow_model, whit):
                 "--timeout=1s")
     assert done.returncode == 1
     assert "DEADLINE_EXCEEDED" in done.stderr
+
+
+def test_retry_gets_through_a_full_server(full_server):
+    """A C++ client with a gRPC retry policy."""
+    server, make_room = full_server
+    client = subprocess.Popen(
+        [BIN_DIR / "whit", "generate", "Me too", f"--server={server.address}", "--retry",
+         "--max-new-tokens=5", "--ignore-eos", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    server.wait_for_event("request", reason="queue_full")
+    make_room()
+    out, error = client.communicate(timeout=TIMEOUT)
+    assert (client.returncode, error) == (0, "")
+    pieces = [json.loads(line) for line in out.splitlines()]
+    assert sum(len(piece["token_ids"]) for piece in pieces) == 5
+
+
+def test_without_retry_a_full_server_is_an_error(full_server, whit):
+    server, _ = full_server
+    done = whit(server, "generate", "Me too")
+    assert done.returncode == 1 and "RESOURCE_EXHAUSTED" in done.stderr
 
 
 def long_generation(server, *flags, **options):
@@ -270,10 +335,11 @@ def test_chat_says_what_was_wrong_and_goes_on(server, whit):
 class Terminal:
     """A program that believes to talk with a person."""
 
-    def __init__(self, *command):
+    def __init__(self, *command, columns=100, **environment):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execve(command[0], command, clean_environment())
+            termios.tcsetwinsize(0, (40, columns))
+            os.execve(command[0], command, clean_environment(TERM="xterm", **environment))
         self.screen = ""
 
     def wait_for(self, condition):
@@ -294,6 +360,46 @@ class Terminal:
                 break
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
+
+
+def columns(view):
+    """The widest line's, without escape sequences."""
+    return max(map(len, re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", view).splitlines()))
+
+
+def test_capacity_watch_draws_over_itself_on_a_terminal(start, slow_model):
+    server = start(slow_model, "--kv-cache-bytes=1G")
+    client = long_generation(server)
+    client.stdout.read(5)
+    watch = Terminal(str(BIN_DIR / "whit"), "capacity", "--watch", "--interval=100ms",
+                     f"--server={server.address}", NO_COLOR="")
+    watch.wait_for(lambda screen: screen.count("generating") >= 3)
+    first, second, *_ = re.split("\x1b\\[[0-9]+A\r", watch.screen)
+    assert first.count("\n") == second.count("\n")  # up to where it began
+    for figure in ("KV cache", "reserved", "FP16", "precision", "price", "room for",
+                   "running     1 of 64 requests", "waiting", "tokens/s"):
+        assert figure in second
+    assert "\x1b[38;5;" in second
+    assert 80 < columns(second) <= 100
+
+    termios.tcsetwinsize(watch.fd, (40, 50))
+    watch.wait_for(lambda screen: "\x1b[2J" in screen)  # wrapped lines cannot be drawn over
+    watch.wait_for(lambda screen: "generating" in screen.split("\x1b[2J")[-1])
+    assert columns(watch.screen.split("\x1b[2J")[-1]) <= 50
+
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=TIMEOUT)
+    watch.wait_for(lambda screen: "running     0 of 64" in screen)
+    watch.type("\x03")
+    assert watch.exit_status() == 130
+
+
+def test_no_color_is_respected(server):
+    watch = Terminal(str(BIN_DIR / "whit"), "capacity", "--watch", "--count=1",
+                     f"--server={server.address}", NO_COLOR="1")
+    watch.wait_for(lambda screen: "generating" in screen)
+    assert watch.exit_status() == 0
+    assert "\x1b[38;5;" not in watch.screen and "░" in watch.screen
 
 
 def test_chat_on_a_terminal(start, slow_model):

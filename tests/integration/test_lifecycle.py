@@ -1,6 +1,7 @@
 """Requests that end early, servers that are full, and servers that go down."""
 
 import concurrent.futures
+import json
 import random
 import signal
 import threading
@@ -116,6 +117,26 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(start, slow_model):
     server.wait_until_empty()
 
 
+RETRY_POLICY = json.dumps({"methodConfig": [{
+    "name": [{"service": "whit.v1.TextGenerationService"}],
+    "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.001s", "maxBackoff": "0.001s",
+                    "backoffMultiplier": 1, "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]},
+}]})
+
+
+def test_a_client_with_a_retry_policy_gets_through(full_server):
+    """test_cli.py has the same with C++."""
+    server, make_room = full_server
+    with server.client(("grpc.service_config", RETRY_POLICY)) as stub:
+        call = stub.GenerateStream(request("Me too", max_new_tokens=5, ignore_eos=True))
+        server.wait_for_event("request", reason="queue_full")
+        make_room()
+        got = Stream(call)
+    assert (got.code, len(got.token_ids)) == (grpc.StatusCode.OK, 5)
+    # It stayed away as long as it was told: by its own backoff it would have given up at once.
+    assert server.metric("whit_admission_rejections_total", reason="queue_full") <= 4
+
+
 def test_a_queue_full_of_prompt_tokens_refuses(start, slow_model):
     server = start(slow_model, "--kv-cache-bytes=1G", "--max-running=1",
                    "--max-queue-prompt-tokens=100")
@@ -187,7 +208,9 @@ def test_an_idle_server_uses_no_cpu(start, tiny_model):
 
 
 def test_drain_lets_running_requests_finish(slow):
-    with slow.client() as stub:
+    with slow.client() as stub, grpc.insecure_channel(slow.address) as watching:
+        watch = health_pb2_grpc.HealthStub(watching).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         call = stub.GenerateStream(request("Go on", max_new_tokens=600, ignore_eos=True))
         next(call)
         slow.signal(signal.SIGTERM)
@@ -199,8 +222,10 @@ def test_drain_lets_running_requests_finish(slow):
         assert refused.trailers["whit-reason"] == "draining"
         with grpc.insecure_channel(slow.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            assert health.Check(health_pb2.HealthCheckRequest()).status == (
-                health_pb2.HealthCheckResponse.NOT_SERVING)
+            for service in ("", "whit.v1.TextGenerationService"):
+                assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == (
+                    health_pb2.HealthCheckResponse.NOT_SERVING)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         got = Stream(call)
         assert got.code == grpc.StatusCode.OK
         assert got.last.usage.completion_tokens == 600

@@ -34,7 +34,8 @@ def test_reflection_lists_and_describes_the_services(channel):
                 file_containing_symbol="grpc.health.v1.Health")]
     listed, service, health = stub.ServerReflectionInfo(iter(asks))
     names = {entry.name for entry in listed.list_services_response.service}
-    assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= names
+    assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
+            "xds.service.orca.v3.OpenRcaService"} <= names
     assert service.file_descriptor_response.file_descriptor_proto
     assert health.file_descriptor_response.file_descriptor_proto
 
@@ -51,7 +52,7 @@ NAMES = {
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
     "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
     "whit_controller_price", "whit_admission_headroom_tokens",
-    "whit_admission_queue_requests", "whit_admission_queue_prompt_tokens",
+    "whit_admission_estimated_wait_seconds", "whit_admission_queue_requests", "whit_admission_queue_prompt_tokens",
     "whit_admission_rejections_total", "whit_requests_running", "whit_requests_waiting",
     "whit_requests_total", "whit_prefix_cache_query_tokens_total",
     "whit_prefix_cache_hit_tokens_total", "whit_prompt_tokens_total", "whit_generation_tokens_total",
@@ -107,12 +108,29 @@ def test_metrics_count_what_happened(server):
 
 
 def test_metrics_and_get_capacity_agree(server):
-    now, metrics = server.capacity(), server.metrics()
-    assert metrics[("whit_kv_cache_capacity_bytes", ())] == now.kv_cache_capacity_bytes
-    assert metrics[("whit_kv_cache_reserved_bytes", ())] == now.kv_cache_reserved_bytes
-    assert metrics[("whit_kv_cache_reclaimable_bytes", ())] == now.kv_cache_reclaimable_bytes
-    assert metrics[("whit_admission_headroom_tokens", (("precision", "floor"),))] == (
-        now.headroom_tokens_floor)
+    with server.client() as stub:  # leaves a cached prefix
+        Stream(stub.GenerateStream(request([5] * 300, max_new_tokens=1)))
+    server.wait_until_empty()
+    now = server.capacity()
+    assert now.kv_cache_reclaimable_bytes > 0 and now.kv_cache_fp16_equivalent_bytes > 0
+    same = {
+        "kv_cache_capacity_bytes": now.kv_cache_capacity_bytes,
+        "kv_cache_reserved_bytes": now.kv_cache_reserved_bytes,
+        "kv_cache_reclaimable_bytes": now.kv_cache_reclaimable_bytes,
+        "kv_cache_fp16_equivalent_bytes": now.kv_cache_fp16_equivalent_bytes,
+        "kv_cache_saved_bytes": now.kv_cache_saved_bytes,
+        "kv_cache_bits_per_element": now.kv_cache_mean_bits,
+        "controller_price": now.controller_price,
+        "admission_queue_requests": now.requests_waiting,
+        "admission_queue_prompt_tokens": now.waiting_prompt_tokens,
+        "admission_estimated_wait_seconds": now.estimated_wait_seconds,
+        "requests_running": now.requests_running,
+        "requests_waiting": now.requests_waiting,
+    }
+    assert {name: server.metric(f"whit_{name}") for name in same} == same
+    for precision, tokens in (("floor", now.headroom_tokens_floor),
+                              ("current", now.headroom_tokens_current)):
+        assert server.metric("whit_admission_headroom_tokens", precision=precision) == tokens
 
 
 def test_model_and_build_are_told_by_labels(server):
