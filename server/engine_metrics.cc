@@ -52,6 +52,21 @@ MetricFamily CounterByRung(const std::string& name, const std::string& help,
   return family;
 }
 
+MetricFamily DemotionsByRungs(const KvRelief::Demotions& demotions) {
+  MetricFamily family{"whit_demotions_total",
+                      "Pages that a full cache made smaller, by their precision before and after",
+                      MetricType::Counter,
+                      {}};
+  for (int from = 1; from < kNumRungs; ++from) {
+    for (int to = 0; to < from; ++to) {
+      family.metric.push_back(Sample(MetricType::Counter, static_cast<double>(demotions[from][to]),
+                                     {{"from", std::string(RungName(static_cast<Rung>(from)))},
+                                      {"to", std::string(RungName(static_cast<Rung>(to)))}}));
+    }
+  }
+  return family;
+}
+
 // What does not change is told by the labels of a gauge that is always 1.
 MetricFamily Info(const std::string& name, const std::string& help, Labels labels) {
   return {
@@ -114,6 +129,7 @@ std::vector<MetricFamily> ToMetricFamilies(const EngineSnapshot& snapshot) {
       CounterByRung("controller_decisions_total",
                     "Precisions decided, each for one token in one layer and KV head",
                     [&](int i) { return static_cast<double>(snapshot.decisions_total[i]); }),
+      DemotionsByRungs(snapshot.demotions_total),
       Gauge("controller_price",
             "What a bit costs, in units of importance: mean over the running adaptive requests",
             snapshot.price),

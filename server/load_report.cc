@@ -18,7 +18,7 @@ double Fraction(double part, double whole) {
 
 double ReservedFraction(const EngineSnapshot& snapshot) {
   return Fraction(static_cast<double>(snapshot.reserved_bytes),
-                  static_cast<double>(snapshot.pool.capacity_bytes));
+                  static_cast<double>(snapshot.reservable_bytes));
 }
 
 double RunningFraction(const EngineSnapshot& snapshot, const EngineOptions& options) {

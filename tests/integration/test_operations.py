@@ -51,7 +51,7 @@ NAMES = {
     "whit_kv_cache_reclaimable_bytes",
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
     "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
-    "whit_controller_price", "whit_admission_headroom_tokens",
+    "whit_controller_price", "whit_demotions_total", "whit_admission_headroom_tokens",
     "whit_admission_estimated_wait_seconds", "whit_admission_queue_requests", "whit_admission_queue_prompt_tokens",
     "whit_admission_rejections_total", "whit_requests_running", "whit_requests_waiting",
     "whit_requests_total", "whit_prefix_cache_query_tokens_total",

@@ -20,6 +20,7 @@ EngineSnapshot Snapshot(size_t reserved_bytes, int running, int waiting) {
   snapshot.pool.capacity_bytes = 1000;
   snapshot.pool.used_bytes = 150;
   snapshot.reserved_bytes = reserved_bytes;
+  snapshot.reservable_bytes = 800;
   snapshot.running = running;
   snapshot.waiting = waiting;
   snapshot.waiting_prompt_tokens = 77;
@@ -30,14 +31,14 @@ EngineSnapshot Snapshot(size_t reserved_bytes, int running, int waiting) {
 TEST(UtilizationTest, IsWhatStandsClosestToItsLimit) {
   EXPECT_EQ(Utilization({}, Options()), 0);
   EXPECT_EQ(Utilization(Snapshot(0, 0, 0), Options()), 0);
-  EXPECT_EQ(Utilization(Snapshot(300, 2, 0), Options()), 0.3);
-  EXPECT_EQ(Utilization(Snapshot(300, 5, 0), Options()), 0.5);
-  EXPECT_EQ(Utilization(Snapshot(1000, 10, 0), Options()), 1);
+  EXPECT_EQ(Utilization(Snapshot(240, 2, 0), Options()), 0.3);
+  EXPECT_EQ(Utilization(Snapshot(240, 5, 0), Options()), 0.5);
+  EXPECT_EQ(Utilization(Snapshot(800, 10, 0), Options()), 1);
 }
 
 TEST(UtilizationTest, IsMoreThanOneWhileRequestsWait) {
-  EXPECT_EQ(Utilization(Snapshot(900, 4, 1), Options()), 1.25);
-  EXPECT_EQ(Utilization(Snapshot(900, 4, 8), Options()), 3);
+  EXPECT_EQ(Utilization(Snapshot(700, 4, 1), Options()), 1.25);
+  EXPECT_EQ(Utilization(Snapshot(700, 4, 8), Options()), 3);
 }
 
 TEST(LoadMeterTest, UtilizationIsAMeanOverTheLastSeconds) {
@@ -74,7 +75,7 @@ TEST(LoadMeterTest, CountsPerSecond) {
 
 TEST(ToLoadReportTest, TellsLoadAndWhatItIsMadeOf) {
   const xds::data::orca::v3::OrcaLoadReport report =
-      ToLoadReport(Snapshot(300, 5, 2), Options(),
+      ToLoadReport(Snapshot(240, 5, 2), Options(),
                    {.utilization = 1.5, .requests_per_second = 12, .errors_per_second = 0.5});
   EXPECT_EQ(report.application_utilization(), 1.5);
   EXPECT_EQ(report.rps_fractional(), 12);

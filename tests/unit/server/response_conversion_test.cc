@@ -89,6 +89,7 @@ EngineSnapshot BusyEngine() {
   snapshot.prefix_query_tokens_total = 66;
   snapshot.prefix_hit_tokens_total = 33;
   snapshot.decisions_total[static_cast<size_t>(Rung::kK4V4)] = 77;
+  snapshot.demotions_total[static_cast<size_t>(Rung::kFp16)][static_cast<size_t>(Rung::kK4V2)] = 8;
   snapshot.price = 0.125;
   snapshot.estimated_wait = absl::Milliseconds(2500);
   snapshot.draining = true;
@@ -152,6 +153,9 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_admission_estimated_wait_seconds"], 2.5);
   EXPECT_EQ(samples["whit_controller_decisions_total{rung=K4V4}"], 77);
   EXPECT_EQ(samples["whit_controller_decisions_total{rung=K2V2}"], 0);
+  EXPECT_EQ(samples["whit_demotions_total{from=FP16}{to=K4V2}"], 8);
+  EXPECT_EQ(samples["whit_demotions_total{from=K4V2}{to=K2V2}"], 0);
+  EXPECT_EQ(samples.count("whit_demotions_total{from=K2V2}{to=K4V2}"), 0u);
   EXPECT_EQ(samples["whit_controller_price"], 0.125);
   EXPECT_EQ(samples["whit_requests_running"], 2);
   EXPECT_EQ(samples["whit_requests_waiting"], 3);

@@ -56,6 +56,9 @@ TEST(RejectionReasonTest, NamesEachReasonThatTheEngineAndTheServerHave) {
   EXPECT_EQ(
       RejectionReasonFor(DecideAdmission(limits, busy, {.bytes = 1, .prompt_tokens = 11}).status()),
       "queue_prompt_tokens");
+  EXPECT_EQ(RejectionReasonFor(CheckDeadline(busy, {.tokens_left = {1000}, .tokens_per_second = 1},
+                                             absl::Seconds(1))),
+            "deadline");
   busy.waiting = 2;
   EXPECT_EQ(RejectionReasonFor(CheckTicket(limits, busy)), "queue_full");
   busy.draining = true;
