@@ -112,7 +112,12 @@ struct StepReport {
 struct EngineObserver {
   std::function<void(const StepReport&)> on_step;
   std::function<void(const Completion&)> on_completion;
+  // What the model is about to run.
+  std::function<void(absl::Span<const ForwardSlice>)> on_forward{};
 };
+
+// What time it is.
+using EngineClock = std::function<absl::Time()>;
 
 // Threads: all public methods may be called from any thread.
 class Engine {

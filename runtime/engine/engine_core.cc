@@ -42,7 +42,8 @@ void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
 }  // namespace
 
 EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
-                       std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer)
+                       std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer,
+                       EngineClock clock)
     : options_(options),
       step_limits_({.max_step_tokens = options.max_step_tokens,
                     .prefill_chunk_tokens = options.prefill_chunk_tokens,
@@ -51,6 +52,7 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       tokenizer_(tokenizer),
       queue_(queue),
       observer_(std::move(observer)),
+      clock_(std::move(clock)),
       pool_(std::move(pool)),
       prices_(PricesOf(options.policy_file, model.config().head_dim)),
       prefixes_(options.max_cached_prefixes),
@@ -72,7 +74,7 @@ void EngineCore::Step(absl::Time now) {
     MakeRoom(plan);
     ReadLogits(RunModel(plan));
     Deliver();
-    Report(absl::Now() - now);
+    Report(clock_() - now);
   }
   RetireEnded();
   assert(pool_->CheckInvariants().ok());
@@ -184,6 +186,7 @@ std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice>
     slices.push_back(sequence.NextSlice(planned.num_tokens, planned.logits));
     if (sequence.generated_tokens() == 0) tally_.prompt_tokens += planned.num_tokens;
   }
+  if (observer_.on_forward) observer_.on_forward(slices);
   absl::Span<const float> logits = model_.Forward(slices);
   for (const PlannedSlice& planned : plan) {
     Sequence& sequence = *running_[planned.sequence];
@@ -226,7 +229,7 @@ void EngineCore::ReadLogits(absl::Span<const Row> rows) {
     }
   });
 
-  const absl::Time now = absl::Now();
+  const absl::Time now = clock_();
   for (size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
     Sequence& sequence = *rows[begin].sequence;
     while (end < rows.size() && rows[end].sequence == &sequence) ++end;
@@ -249,7 +252,7 @@ void EngineCore::Report(absl::Duration step) {
     published_.prompt_tokens_total += tally_.prompt_tokens;
     published_.generated_tokens_total += tally_.generated_tokens;
     Add(tally_.decisions, published_.decisions_total);
-    rate_.Add(tally_.generated_tokens, absl::Now());
+    rate_.Add(tally_.generated_tokens, clock_());
   }
   if (!observer_.on_step) return;
   observer_.on_step({.duration = step,
@@ -259,7 +262,7 @@ void EngineCore::Report(absl::Duration step) {
 }
 
 void EngineCore::RetireEnded() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = clock_();
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->ended()) continue;
     sequence->Deliver();
@@ -320,7 +323,7 @@ void EngineCore::PublishFigures() {
 
 RunningProgress EngineCore::progress() const {
   absl::MutexLock lock(&snapshot_mutex_);
-  return {.tokens_left = tokens_left_, .tokens_per_second = rate_.PerSecond(absl::Now())};
+  return {.tokens_left = tokens_left_, .tokens_per_second = rate_.PerSecond(clock_())};
 }
 
 EngineSnapshot EngineCore::snapshot() const {
@@ -347,7 +350,7 @@ EngineSnapshot EngineCore::snapshot() const {
         std::min(snapshot.headroom_tokens_floor,
                  static_cast<int64_t>(static_cast<double>(free) / token_bytes));
   }
-  snapshot.generated_tokens_per_second = rate_.PerSecond(absl::Now());
+  snapshot.generated_tokens_per_second = rate_.PerSecond(clock_());
   const bool has_room = state.waiting == 0 && state.running < options_.max_running_requests &&
                         snapshot.headroom_tokens_floor > 0;
   if (!has_room) {

@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "controller/price.h"
@@ -35,7 +36,8 @@ class EngineCore {
   // All references outlive it. `queue` lets no more be reserved than is usable of `pool`
   // (PagePool::UsableBytes).
   EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
-             std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer);
+             std::unique_ptr<PagePool> pool, RequestQueue& queue, EngineObserver observer,
+             EngineClock clock = absl::Now);
 
   // Takes in what is new, runs the model once over all sequences, and hands on what came of it.
   // Once the queue has stopped, ends everything instead. Deadlines up to `now` have passed.
@@ -83,6 +85,7 @@ class EngineCore {
   const Tokenizer& tokenizer_;
   RequestQueue& queue_;
   const EngineObserver observer_;
+  const EngineClock clock_;
   const std::unique_ptr<PagePool> pool_;
 
   const PriceCurve prices_;
