@@ -20,7 +20,8 @@ BIN_DIR = pathlib.Path(os.environ.get("WHIT_BIN_DIR", ROOT / "build/release/bin"
 
 
 def pytest_configure(config):
-    needed = ("whitd", "whit", "whit-calibrate", "whit-eval", "whit_make_tiny_model")
+    needed = ("whitd", "whit", "whit-calibrate", "whit-eval", "whit-simulate",
+              "whit_make_tiny_model")
     missing = [name for name in needed if not (BIN_DIR / name).exists()]
     if missing:
         pytest.exit(f"{', '.join(missing)} not in {BIN_DIR}: build first, or set WHIT_BIN_DIR", 2)
