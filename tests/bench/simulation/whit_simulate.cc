@@ -146,7 +146,7 @@ void AddServer(CLI::App& app, Flags& flags) {
   number("--max-queue-prompt-tokens", engine.max_waiting_prompt_tokens,
          "prompt tokens of those who wait");
   number("--max-step-tokens", engine.max_step_tokens, "tokens of one step");
-  number("--prefill-chunk", engine.prefill_chunk_tokens, "prompt tokens beside decodes");
+  number("--prefill-chunk-tokens", engine.prefill_chunk_tokens, "prompt tokens beside decodes");
 }
 
 void AddModel(CLI::App& app, Flags& flags) {
@@ -187,6 +187,11 @@ void AddModel(CLI::App& app, Flags& flags) {
 }
 
 absl::Status Run(Flags& flags) {
+  const ModelledServer& server = flags.simulation.server;
+  if (server.lists > server.num_lists()) {
+    return absl::InvalidArgumentError(absl::StrFormat("--lists is %d; the modelled model has %d",
+                                                      server.lists, server.num_lists()));
+  }
   std::vector<TracedRequest> trace;
   for (const std::string& path : flags.traces) {
     absl::StatusOr<std::vector<TracedRequest>> read = ReadTrace(path);
