@@ -74,11 +74,16 @@ std::string SimulationTable(SimulationResult& r) {
                        r.capacity_bytes / kMiB, r.reservable_bytes / kMiB));
   line("true bits at the end", absl::StrFormat("%.2f in the mean, %.2f to %.2f", r.true_bits.Mean(),
                                                r.true_bits.Percentile(0), r.true_bits.Max()));
-  line("most over least bits",
-       absl::StrFormat("%.2f in the mean, p99 %.2f, at most %.2f (decided tokens of requests that "
-                       "run together)",
-                       r.spread.Mean(), r.spread.Percentile(99), r.spread.Max()));
-  line("price", absl::StrFormat("%.3g to %.3g", r.least_price, r.highest_price));
+  if (!r.spread.values.empty()) {
+    line(
+        "most over least bits",
+        absl::StrFormat("%.2f in the mean, p99 %.2f, at most %.2f (decided tokens of requests that "
+                        "run together)",
+                        r.spread.Mean(), r.spread.Percentile(99), r.spread.Max()));
+  }
+  if (r.highest_price > 0) {
+    line("price", absl::StrFormat("%.3g to %.3g", r.least_price, r.highest_price));
+  }
   ForEachDemotion(r.demotions, [&](const std::string& from, const std::string& to, int64_t pages) {
     line("demoted pages", absl::StrFormat("%d from %s to %s", pages, from, to));
   });
