@@ -106,16 +106,17 @@ std::string Plot(absl::Span<const double> values, int columns) {
   return plot;
 }
 
-std::string SavedText(const v1::GetCapacityResponse& capacity) {
+std::string PrecisionText(const v1::GetCapacityResponse& capacity) {
+  if (capacity.kv_cache_mean_bits() == 0) return "nothing cached";
   const int64_t saved = capacity.kv_cache_saved_bytes();
-  return absl::StrFormat("%s %s the %s of FP16",
+  return absl::StrFormat("%.2f bits, %s %s the %s of FP16", capacity.kv_cache_mean_bits(),
                          FormatByteSize(static_cast<uint64_t>(std::abs(saved))),
                          saved < 0 ? "more than" : "less than",
                          FormatByteSize(capacity.kv_cache_fp16_equivalent_bytes()));
 }
 
 std::string WaitText(double seconds) {
-  return seconds == 0 ? "none" : absl::StrFormat("about %.1f s", seconds);
+  return seconds == 0 ? "none" : absl::StrFormat("about %.1f s for one more", seconds);
 }
 
 }  // namespace
@@ -179,8 +180,7 @@ std::string RenderCapacity(const v1::GetCapacityResponse& capacity, const ViewSt
   }
   add("held", absl::StrFormat("%s tokens by running requests",
                               WithCommas(static_cast<uint64_t>(std::llround(tokens)))));
-  add("precision",
-      absl::StrFormat("%.2f bits, %s", capacity.kv_cache_mean_bits(), SavedText(capacity)));
+  add("precision", PrecisionText(capacity));
   add("price", absl::StrFormat("%.3g", capacity.controller_price()));
   add("room for", absl::StrFormat("%s tokens (%s at the present precision)",
                                   WithCommas(capacity.headroom_tokens_floor()),
@@ -191,7 +191,7 @@ std::string RenderCapacity(const v1::GetCapacityResponse& capacity, const ViewSt
       absl::StrFormat("%d of %d requests, %s of %s prompt tokens", capacity.requests_waiting(),
                       capacity.max_waiting_requests(), WithCommas(capacity.waiting_prompt_tokens()),
                       WithCommas(capacity.max_waiting_prompt_tokens())));
-  add("wait", WaitText(capacity.estimated_wait_seconds()) + " for one more");
+  add("wait", WaitText(capacity.estimated_wait_seconds()));
   const std::string speed =
       absl::StrFormat("%.1f tokens/s", capacity.generated_tokens_per_second());
   const std::string plot = Plot(speeds, std::clamp(style.width - 40, 0, kMaxPlot));
@@ -209,14 +209,13 @@ std::string CapacityLine(const v1::GetCapacityResponse& capacity) {
   }
   if (!by_rung.empty()) absl::StrAppend(&line, " (", by_rung, ")");
   absl::StrAppend(
-      &line,
-      absl::StrFormat(", %.2f bits, %s, price %.3g, room for %d tokens (%d at the present "
-                      "precision), running %d, waiting %d, wait %s, %.1f tokens/s",
-                      capacity.kv_cache_mean_bits(), SavedText(capacity),
-                      capacity.controller_price(), capacity.headroom_tokens_floor(),
-                      capacity.headroom_tokens_current(), capacity.requests_running(),
-                      capacity.requests_waiting(), WaitText(capacity.estimated_wait_seconds()),
-                      capacity.generated_tokens_per_second()));
+      &line, absl::StrFormat(", %s, price %.3g, room for %d tokens (%d at the present "
+                             "precision), running %d, waiting %d, wait %s, %.1f tokens/s",
+                             PrecisionText(capacity), capacity.controller_price(),
+                             capacity.headroom_tokens_floor(), capacity.headroom_tokens_current(),
+                             capacity.requests_running(), capacity.requests_waiting(),
+                             WaitText(capacity.estimated_wait_seconds()),
+                             capacity.generated_tokens_per_second()));
   if (capacity.draining()) absl::StrAppend(&line, ", draining");
   return line;
 }

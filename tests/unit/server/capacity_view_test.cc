@@ -144,7 +144,8 @@ TEST(RenderCapacityTest, PlotsSpeeds) {
 TEST(RenderCapacityTest, AnEmptyAndADrainingServer) {
   const std::string empty = RenderCapacity(v1::GetCapacityResponse(), {});
   EXPECT_THAT(empty, HasSubstr("0 B   0 % of 0 B\n"));
-  EXPECT_THAT(empty, HasSubstr("wait        none"));
+  EXPECT_THAT(empty, HasSubstr("wait        none\n"));
+  EXPECT_THAT(empty, HasSubstr("precision   nothing cached\n"));
   v1::GetCapacityResponse draining = Example();
   draining.set_draining(true);
   draining.set_kv_cache_saved_bytes(-(2 << 10));
@@ -157,7 +158,7 @@ TEST(CapacityLineTest, IsOneLine) {
       CapacityLine(Example()),
       "KV 150 KiB of 400 KiB (K2V2 100 KiB, FP16 50.0 KiB), 3.62 bits, 400 KiB less than "
       "the 600 KiB of FP16, price 0.00125, room for 2000 tokens (1500 at the present precision), "
-      "running 3, waiting 2, wait about 2.5 s, 312.5 tokens/s");
+      "running 3, waiting 2, wait about 2.5 s for one more, 312.5 tokens/s");
   v1::GetCapacityResponse draining;
   draining.set_draining(true);
   EXPECT_THAT(CapacityLine(draining), HasSubstr("tokens/s, draining"));
