@@ -100,6 +100,7 @@ absl::Status Simulator::Start() {
             for (const absl::Duration latency : report.inter_token_latencies) {
               result_.itl_seconds.values.push_back(absl::ToDoubleSeconds(latency));
             }
+            CheckBounds();  // what ended with the step still has its pages
           },
       .on_completion = {},
       .on_forward = [this](absl::Span<const ForwardSlice> slices) { BeforeForward(slices); }};
@@ -292,7 +293,6 @@ void Simulator::AfterStep(absl::Time began) {
   result_.peak_waiting_prompt_tokens =
       std::max(result_.peak_waiting_prompt_tokens, snapshot.waiting_prompt_tokens);
   busy_places_ += (now_ - began) * snapshot.running;
-  CheckBounds();
 }
 
 void Simulator::CheckBounds() {
