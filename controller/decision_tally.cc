@@ -34,6 +34,10 @@ double DecisionTally::MeanBits(int position, int head_dim) const {
   return token_bits_[position].load(std::memory_order_relaxed) / (2.0 * head_dim * count);
 }
 
+void AddCounts(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
+  for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
+}
+
 int64_t NumDecisions(const DecisionTally::Counts& counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }

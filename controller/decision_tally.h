@@ -37,6 +37,7 @@ class DecisionTally {
   std::vector<std::atomic<uint32_t>> token_count_;
 };
 
+void AddCounts(const DecisionTally::Counts& counts, DecisionTally::Counts& total);
 // Decisions, and the mean of their packed bits per element; 0 of none.
 int64_t NumDecisions(const DecisionTally::Counts& counts);
 double MeanPackedBits(const DecisionTally::Counts& counts, int head_dim);

@@ -12,7 +12,7 @@ AttentionTally::AttentionTally(int num_layers, int num_kv_heads, int first_posit
 void AttentionTally::Append(int layer, int kv_head, int num_tokens) {
   List& list = this->list(layer, kv_head);
   list.tokens += num_tokens;
-  const size_t slots = (list.tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
+  const size_t slots = PagesFor(list.tokens) * kTileTokens;
   for (std::vector<float>* received : {&list.sum, &list.squares, &list.recent}) {
     received->resize(slots);
   }

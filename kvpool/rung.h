@@ -20,6 +20,8 @@ inline constexpr int kNumRungs = 6;
 
 // Tokens of a tile: one page holds 16 tokens of one KV head of one layer.
 inline constexpr int kTileTokens = 16;
+// Pages that `tokens` tokens of one list take.
+constexpr int64_t PagesFor(int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
 
 constexpr int KeyBits(Rung rung) {
   constexpr int kBits[kNumRungs] = {2, 4, 4, 8, 8, 16};

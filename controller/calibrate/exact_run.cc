@@ -12,7 +12,7 @@ absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& 
                                                              size_t tokens) {
   const size_t page_bytes = PageBytes(Rung::kFp16, config.head_dim);
   const size_t pages =
-      (tokens + kTileTokens - 1) / kTileTokens * config.num_layers * config.num_kv_heads;
+      PagesFor(static_cast<int64_t>(tokens)) * config.num_layers * config.num_kv_heads;
   const size_t slab_pages = PagePool::kSlabBytes / page_bytes;
   return PagePool::Create(
       {.capacity_bytes = (pages + slab_pages - 1) / slab_pages * PagePool::kSlabBytes,

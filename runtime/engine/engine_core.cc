@@ -35,10 +35,6 @@ std::string PrecisionOf(const Request& request, const KvTerms& terms) {
                          std::string(RungName(terms.floor)));
 }
 
-void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
-  for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
-}
-
 }  // namespace
 
 EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokenizer& tokenizer,
@@ -190,7 +186,7 @@ std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice>
   absl::Span<const float> logits = model_.Forward(slices);
   for (const PlannedSlice& planned : plan) {
     Sequence& sequence = *running_[planned.sequence];
-    Add(sequence.price().EndStep(sequence.kv()), tally_.decisions);
+    AddCounts(sequence.price().EndStep(sequence.kv()), tally_.decisions);
     // What a ceiling cut short says nothing of what the price was worth.
     if (sequence.capped()) sequence.price().TakeHoldings();
   }
@@ -251,7 +247,7 @@ void EngineCore::Report(absl::Duration step) {
     absl::MutexLock lock(&snapshot_mutex_);
     published_.prompt_tokens_total += tally_.prompt_tokens;
     published_.generated_tokens_total += tally_.generated_tokens;
-    Add(tally_.decisions, published_.decisions_total);
+    AddCounts(tally_.decisions, published_.decisions_total);
     rate_.Add(tally_.generated_tokens, clock_());
   }
   if (!observer_.on_step) return;

@@ -6,12 +6,6 @@
 #include "kvpool/page_table.h"
 
 namespace whit {
-namespace {
-
-int64_t Pages(int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
-
-}  // namespace
-
 KvGrowth& KvGrowth::operator+=(const KvGrowth& other) {
   for (int i = 0; i < kNumRungs; ++i) {
     pages[i] += other.pages[i];
@@ -25,7 +19,8 @@ KvGrowth GrowthOf(const KvTerms& terms, const KvFill& fill, Rung ceiling, int li
   if (fill.step_tokens == 0) return growth;
   const int64_t end = fill.tokens + fill.step_tokens;
   if (terms.uniform) {
-    growth.pages[static_cast<size_t>(terms.floor)] = lists * (Pages(end) - Pages(fill.tokens));
+    growth.pages[static_cast<size_t>(terms.floor)] =
+        lists * (PagesFor(end) - PagesFor(fill.tokens));
     return growth;
   }
 
@@ -36,7 +31,7 @@ KvGrowth GrowthOf(const KvTerms& terms, const KvFill& fill, Rung ceiling, int li
   const int64_t after = std::max<int64_t>(end - kTileTokens, 0) - settled;
   const int64_t most_in_ring = std::min(after, std::max(before, MaxRingTokensInPrompt(terms, end)));
   growth.pages[static_cast<size_t>(terms.ring.rung)] +=
-      lists * (Pages(most_in_ring) - Pages(before));
+      lists * (PagesFor(most_in_ring) - PagesFor(before));
 
   const int64_t stays = terms.ring.tokens_at(static_cast<int>(end));
   const int64_t settles = std::max<int64_t>(after - stays, 0) / kTileTokens * kTileTokens;

@@ -12,8 +12,6 @@ namespace {
 
 using Kind = PrecisionPolicySpec::Kind;
 
-int64_t Pages(int64_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
-
 int64_t RingTokens(const KvTerms& terms, int64_t tokens) {
   return terms.ring.tokens_at(
       static_cast<int>(std::min<int64_t>(tokens, std::numeric_limits<int>::max())));
@@ -22,11 +20,11 @@ int64_t RingTokens(const KvTerms& terms, int64_t tokens) {
 // Of one (layer, KV head).
 size_t ListBytes(const KvTerms& terms, int head_dim, int64_t tokens, int64_t ring_tokens) {
   const auto footprint = [&](Rung rung) { return PagePool::FootprintBytes(rung, head_dim); };
-  if (terms.uniform) return Pages(tokens) * footprint(terms.floor);
+  if (terms.uniform) return PagesFor(tokens) * footprint(terms.floor);
   const int64_t behind_sink = std::max<int64_t>(tokens - kTileTokens, 0);
   const int64_t settled = std::max<int64_t>(behind_sink - RingTokens(terms, tokens), 0);
   return footprint(terms.ring.sink_rung) +
-         Pages(std::min(behind_sink, ring_tokens)) * footprint(terms.ring.rung) +
+         PagesFor(std::min(behind_sink, ring_tokens)) * footprint(terms.ring.rung) +
          MaxSettledPages(terms, settled) * footprint(terms.floor);
 }
 

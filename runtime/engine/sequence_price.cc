@@ -10,10 +10,6 @@ double TokensOf(const DecisionTally::Counts& decisions, const ModelConfig& model
   return static_cast<double>(NumDecisions(decisions)) / (model.num_layers * model.num_kv_heads);
 }
 
-void Add(const DecisionTally::Counts& counts, DecisionTally::Counts& total) {
-  for (int i = 0; i < kNumRungs; ++i) total[i] += counts[i];
-}
-
 PriceMeasurement MeasurePackedBits(double target_bits, const PriceHoldings& held, double pressure,
                                    const ModelConfig& model) {
   return {.target_bits = target_bits,
@@ -29,8 +25,8 @@ PriceMeasurement MeasurePackedBits(double target_bits, const PriceHoldings& held
 PriceHoldings& PriceHoldings::operator+=(const PriceHoldings& other) {
   tokens += other.tokens;
   bits += other.bits;
-  Add(other.decided, decided);
-  Add(other.decisions, decisions);
+  AddCounts(other.decided, decided);
+  AddCounts(other.decisions, decisions);
   return *this;
 }
 
@@ -69,7 +65,7 @@ DecisionTally::Counts SequencePrice::EndStep(const PageTable& kv) {
   const DecisionTally::Counts before = std::exchange(held_.decided, decisions_.counts());
   DecisionTally::Counts step;
   for (int i = 0; i < kNumRungs; ++i) step[i] = held_.decided[i] - before[i];
-  Add(step, held_.decisions);
+  AddCounts(step, held_.decisions);
   const bool new_page =
       kv.num_tokens() / kTileTokens != static_cast<int>(held_.tokens) / kTileTokens;
   if (pays_ && (new_page || NumDecisions(step) > 0)) {

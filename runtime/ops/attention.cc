@@ -148,7 +148,7 @@ HeadJob Attender::MakeJob(const AttentionSlice& slice, int kv_head) const {
   if (slice.tally != nullptr) {
     const int undecided = slice.tally->num_tokens(layer_, kv_head);
     job.first_undecided_page =
-        static_cast<int>(job.pages.size()) - (undecided + kTileTokens - 1) / kTileTokens;
+        static_cast<int>(job.pages.size()) - static_cast<int>(PagesFor(undecided));
   }
   return job;
 }

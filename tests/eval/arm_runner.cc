@@ -168,7 +168,7 @@ absl::StatusOr<std::unique_ptr<PagePool>> ArmRunner::MakePool(absl::Span<const S
   for (const Sequence& sequence : sequences) longest = std::max(longest, sequence.tokens.size());
   // Whole pages, and of every rung one that is part-filled, at the largest rung's size; memory that
   // is not used is not taken from the system.
-  const size_t pages = (longest + kTileTokens - 1) / kTileTokens + kNumRungs;
+  const size_t pages = PagesFor(static_cast<int64_t>(longest)) + kNumRungs;
   const size_t bytes = pages * PageBytes(Rung::kFp16, shape_.head_dim) * shape_.lists;
   const size_t sequences_held = batch * arms_.size();
   return PagePool::Create(
