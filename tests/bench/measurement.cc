@@ -5,18 +5,13 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "tests/bench/median.h"
 
 namespace whit {
 namespace {
 
 // Longer than either engine's threads spin after their last loop.
 constexpr absl::Duration kSettle = absl::Milliseconds(20);
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
 
 // Seconds of one decode step or of the prefill.
 absl::StatusOr<double> RunOnce(const Workload& workload, int steps, Runner& runner) {

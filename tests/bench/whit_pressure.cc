@@ -1,6 +1,5 @@
 // whit-pressure: what a step costs while pages are demoted beside it.
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -10,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "runtime/engine/stepped_engine.h"
 #include "runtime/model/gguf.h"
+#include "tests/bench/median.h"
 
 namespace whit {
 namespace {
@@ -32,12 +32,6 @@ int64_t Demotions(const EngineSnapshot& snapshot) {
     for (const int64_t count : row) pages += count;
   }
   return pages;
-}
-
-double Median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 // As much as nine tenths of what the streams come to hold if nobody lowers it.

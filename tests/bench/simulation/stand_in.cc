@@ -33,8 +33,7 @@ size_t StandInPoolBytes(size_t bytes, double scale) {
   const size_t moving_room = bytes - PagePool::UsableBytes(bytes);
   const double usable = static_cast<double>(bytes - moving_room) / scale;
   const auto slabs = static_cast<size_t>(std::llround(usable / PagePool::kSlabBytes));
-  constexpr size_t kMovingSlabs = kNumRungs + 1;
-  return (slabs + kMovingSlabs) * PagePool::kSlabBytes;
+  return slabs * PagePool::kSlabBytes + moving_room;
 }
 
 }  // namespace whit
