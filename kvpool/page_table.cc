@@ -120,12 +120,17 @@ bool PageTable::NextLeaving(int layer, int kv_head, LeavingPage* page) const {
 
 void PageTable::ReadLeaving(int layer, int kv_head, float* keys, float* values) const {
   const List& list = this->list(layer, kv_head);
-  const PageEntry& page = list.pages[list.settled];
+  Decode(layer, kv_head, list.pages[list.settled], keys, values);
+}
+
+void PageTable::Decode(int layer, int kv_head, const PageEntry& page, float* keys,
+                       float* values) const {
   ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
              MeanOf(page, layer, kv_head), keys, values);
 }
 
-void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
+void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs,
+                       const TokenRows* decoded) {
   List& list = this->list(layer, kv_head);
   const PageEntry leaving = list.pages[list.settled];
   const bool sink = list.settled_tokens == 0;
@@ -135,7 +140,14 @@ void PageTable::Settle(int layer, int kv_head, absl::Span<const Rung> rungs) {
     ++list.settled;
   } else {
     list.pages.erase(list.pages.begin() + list.settled);
-    Scatter(layer, kv_head, leaving, rungs);
+    if (decoded != nullptr) {
+      Scatter(layer, kv_head, *decoded, rungs);
+    } else {
+      const auto d = static_cast<size_t>(pool_->head_dim());
+      std::vector<float> keys(leaving.tokens * d), values(leaving.tokens * d);
+      Decode(layer, kv_head, leaving, keys.data(), values.data());
+      Scatter(layer, kv_head, {.keys = keys.data(), .values = values.data(), .stride = d}, rungs);
+    }
     pool_->DropReference(leaving.unit, holder_);
   }
   list.settled_tokens += leaving.tokens;
@@ -252,14 +264,11 @@ void PageTable::CountSharedOpenPages(SharedPageCounts* counts) const {
   }
 }
 
-void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
+void PageTable::Scatter(int layer, int kv_head, const TokenRows& rows,
                         absl::Span<const Rung> rungs) {
   List& list = this->list(layer, kv_head);
-  const auto d = static_cast<size_t>(pool_->head_dim());
-  std::vector<float> keys(page.tokens * d), values(page.tokens * d);
-  ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
-             MeanOf(page, layer, kv_head), keys.data(), values.data());
-  for (int i = 0; i < page.tokens;) {
+  const auto tokens = static_cast<int>(rungs.size());
+  for (int i = 0; i < tokens;) {
     int& open = list.open[static_cast<size_t>(rungs[i])];
     bool& borrowed = list.borrowed[static_cast<size_t>(rungs[i])];
     if (open < 0) {
@@ -276,12 +285,14 @@ void PageTable::Scatter(int layer, int kv_head, const PageEntry& page,
     }
     // As many as follow at the same rung and fit.
     int count = 1;
-    while (i + count < page.tokens && target.tokens + count < kTileTokens &&
+    while (i + count < tokens && target.tokens + count < kTileTokens &&
            rungs[i + count] == rungs[i]) {
       ++count;
     }
     Write(layer, kv_head, target, count,
-          {.keys = keys.data() + i * d, .values = values.data() + i * d, .stride = d});
+          {.keys = rows.keys + i * rows.stride,
+           .values = rows.values + i * rows.stride,
+           .stride = rows.stride});
     if (target.tokens == kTileTokens) open = -1;
     i += count;
   }
@@ -295,8 +306,7 @@ void PageTable::Read(int layer, int kv_head, std::vector<float>* keys,
   values->resize(list.tokens * d);
   size_t offset = 0;
   for (const PageEntry& page : list.pages) {
-    ReadTokens(pool_->PageData(page.unit), page.rung, pool_->head_dim(), page.tokens,
-               MeanOf(page, layer, kv_head), keys->data() + offset, values->data() + offset);
+    Decode(layer, kv_head, page, keys->data() + offset, values->data() + offset);
     offset += page.tokens * d;
   }
 }

@@ -81,8 +81,10 @@ class PageTable {
   bool NextLeaving(int layer, int kv_head, LeavingPage* page) const;
   // Decodes its tokens: [tokens][head_dim] each.
   void ReadLeaving(int layer, int kv_head, float* keys, float* values) const;
-  // Writes the leaving page's tokens into settled pages, rungs[i] for its i-th token.
-  void Settle(int layer, int kv_head, absl::Span<const Rung> rungs);
+  // Writes the leaving page's tokens into settled pages, rungs[i] for its i-th token. `decoded`:
+  // what ReadLeaving gave, if it was asked, so that it need not be decoded again.
+  void Settle(int layer, int kv_head, absl::Span<const Rung> rungs,
+              const TokenRows* decoded = nullptr);
 
   // Forks may begin at multiples of this many tokens.
   static constexpr int kForkTokens = 128;
@@ -163,6 +165,8 @@ class PageTable {
 
   // A new page for tokens from `position` on; false after recording why there is none.
   bool NewPage(Rung rung, int position, PageEntry* page);
+  // The page's tokens: [tokens][head_dim] each.
+  void Decode(int layer, int kv_head, const PageEntry& page, float* keys, float* values) const;
   const float* MeanOf(const PageEntry& page, int layer, int kv_head) const {
     return page.mean_block == PageEntry::kNoMean ? nullptr
                                                  : means_->mean(page.mean_block, layer, kv_head);
@@ -174,8 +178,8 @@ class PageTable {
   // them: others may hold it, or have left theirs there.
   bool MakeOwn(PageEntry& page);
   void Write(int layer, int kv_head, PageEntry& page, int count, const TokenRows& rows);
-  // The page's tokens in order, to the open pages of their rungs.
-  void Scatter(int layer, int kv_head, const PageEntry& page, absl::Span<const Rung> rungs);
+  // A page's tokens in order, to the open pages of their rungs.
+  void Scatter(int layer, int kv_head, const TokenRows& rows, absl::Span<const Rung> rungs);
 
   PagePool* pool_;
   Holder holder_ = Holder::kRequest;

@@ -310,7 +310,10 @@ void Model::SettleHead(int layer, int kv_head, const Piece& piece) const {
       slice.policy->Decide(tokens, decided);
       if (slice.decisions != nullptr) slice.decisions->Add(tokens, decided);
     }
-    slice.kv->Settle(layer, kv_head, decided);
+    const TokenRows rows = {.keys = tokens.keys,
+                            .values = tokens.values,
+                            .stride = static_cast<size_t>(config_.head_dim)};
+    slice.kv->Settle(layer, kv_head, decided, needs.vectors ? &rows : nullptr);
     if (AttentionTally* tally = TallyOf(slice); tally != nullptr) {
       tally->Drop(layer, kv_head, page.tokens);
     }
