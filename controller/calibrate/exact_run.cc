@@ -21,14 +21,18 @@ absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& 
 
 absl::Status RunExactly(
     Model& model, absl::Span<const int32_t> tokens, PageTable& kv, ForwardSlice::Logits logits,
-    absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass) {
+    absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass,
+    ActivationBits activation_bits) {
   const int pass =
       logits == ForwardSlice::Logits::kAll ? kPassWithLogits : Model::kMaxForwardTokens;
   while (!tokens.empty()) {
     const auto slice = tokens.subspan(0, pass);
     const int first = kv.num_tokens();
-    const absl::Span<const float> given =
-        model.Forward({{.tokens = slice, .first_position = first, .kv = &kv, .logits = logits}});
+    const absl::Span<const float> given = model.Forward({{.tokens = slice,
+                                                          .first_position = first,
+                                                          .kv = &kv,
+                                                          .activation_bits = activation_bits,
+                                                          .logits = logits}});
     if (!kv.status().ok()) return kv.status();
     tokens.remove_prefix(slice.size());
     after_pass(first, static_cast<int>(slice.size()), given);

@@ -25,7 +25,8 @@ absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& 
 // the number of its tokens, and their logits if they are asked for.
 absl::Status RunExactly(
     Model& model, absl::Span<const int32_t> tokens, PageTable& kv, ForwardSlice::Logits logits,
-    absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass);
+    absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass,
+    ActivationBits activation_bits = ActivationBits::k8);
 
 }  // namespace whit
 

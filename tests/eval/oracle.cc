@@ -78,14 +78,10 @@ absl::StatusOr<FutureLosses> OracleRecorder::Record(absl::Span<const int32_t> to
   observer_->Begin(&kv, DecidedAt(count, ring));
   model_.SetLayerProbe([this](const LayerView& view) { observer_->Observe(view); });
   const absl::Cleanup unset = [this] { model_.SetLayerProbe(nullptr); };
-  for (int first = 0; first < count; first += Model::kMaxForwardTokens) {
-    model_.Forward({{.tokens = tokens.subspan(first, Model::kMaxForwardTokens),
-                     .first_position = first,
-                     .kv = &kv,
-                     .activation_bits = ActivationBits::k16,
-                     .logits = ForwardSlice::Logits::kNone}});
-    if (!kv.status().ok()) return kv.status();
-  }
+  const absl::Status run = RunExactly(
+      model_, tokens, kv, ForwardSlice::Logits::kNone, [](int, int, absl::Span<const float>) {},
+      ActivationBits::k16);
+  if (!run.ok()) return run;
 
   const int settled = SettledTokens(ring, count);
   FutureLosses losses = {.num_kv_heads = config.num_kv_heads,
