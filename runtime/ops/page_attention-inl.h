@@ -7,9 +7,11 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kvpool/page.h"
@@ -385,6 +387,48 @@ HWY_INLINE void PrefetchNext(const RangeView& range, size_t pass, size_t page) {
   }
 }
 
+// The range's pages, those of a rung together: what is done with a page depends on its rung, and
+// the processor should see that coming.
+struct PagesByRung {
+  explicit PagesByRung(absl::Span<const PageEntry> pages) {
+    std::array<uint8_t, kNumRungs> next = {};
+    for (const PageEntry& page : pages) ++next[static_cast<size_t>(page.rung)];
+    uint8_t first = 0;
+    for (uint8_t& n : next) first += std::exchange(n, first);
+    for (size_t j = 0; j < pages.size(); ++j) {
+      order[next[static_cast<size_t>(pages[j].rung)]++] = static_cast<uint8_t>(j);
+    }
+  }
+  uint8_t order[kRangePages];
+};
+
+// The scores of the means that the keys of a range's pages are relative to.
+template <int kQueries>
+struct MeanScores {
+  MeanScores(const RangeView& range, const QueryTile& tile, float scale, int head_dim) {
+    int blocks = 0;
+    uint16_t block_of[kRangePages];
+    for (size_t j = 0; j < range.pages.size(); ++j) {
+      const uint16_t block = range.pages[j].mean_block;
+      // Pages of a block lie near each other.
+      int k = blocks - 1;
+      while (k >= 0 && block_of[k] != block) --k;
+      if (k < 0) {
+        k = blocks++;
+        block_of[k] = block;
+        for (int i = 0; i < kQueries; ++i) {
+          scores[k][i] = block == PageEntry::kNoMean
+                             ? 0.0f
+                             : scale * MeanScore(tile.rotated[i], range.mean(block), head_dim);
+        }
+      }
+      of_page[j] = static_cast<uint8_t>(k);
+    }
+  }
+  uint8_t of_page[kRangePages];
+  float scores[kRangePages][kQueries];
+};
+
 // Three passes over the range's pages, each of which leaves the processor enough independent work:
 // scores; probabilities and, for quantized values, integer weights; values.
 template <CpuExtension kExtension, int kQueries, int kDim>
@@ -392,6 +436,7 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
                 RangeProbabilities& p) {
   const int head_dim = kDim != 0 ? kDim : range.head_dim;
   const size_t num_pages = range.pages.size();
+  const PagesByRung by_rung(range.pages);
   float* page_p[kQueries];
   const auto select = [&](size_t j) {
     for (int i = 0; i < kQueries; ++i) page_p[i] = p[i] + j * kTileTokens;
@@ -400,38 +445,34 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
   ScoreTerms<kQueries> terms;
   terms.scale = range.scale * kLog2E;
   for (int i = 0; i < kQueries; ++i) terms.unit[i] = tile.unit[i] * terms.scale;
-  uint16_t mean_block = PageEntry::kNoMean;
-  int seen = range.tokens_before;
-  for (size_t j = 0; j < num_pages; ++j) {
-    const PageEntry& page = range.pages[j];
-    PrefetchNext(range, 0, j);
-    if (j + kPagesAhead < num_pages) {
-      const Rung rung = range.pages[j + kPagesAhead].rung;
+  const MeanScores<kQueries> means(range, tile, terms.scale, head_dim);
+  for (size_t n = 0; n < num_pages; ++n) {
+    PrefetchNext(range, 0, n);
+    if (n + kPagesAhead < num_pages) {
+      const size_t ahead = by_rung.order[n + kPagesAhead];
+      const Rung rung = range.pages[ahead].rung;
       const size_t bytes = PageBytes(rung, head_dim);
       // A page of FP16 comes in two parts, its values with the third pass.
       if (rung == Rung::kFp16) {
-        PrefetchBytes(range.page_data(j + kPagesAhead), bytes / 2);
+        PrefetchBytes(range.page_data(ahead), bytes / 2);
       } else if (!range.fetched) {
-        PrefetchBytes(range.page_data(j + kPagesAhead), bytes);
+        PrefetchBytes(range.page_data(ahead), bytes);
       }
     }
-    if (page.mean_block != mean_block) {
-      mean_block = page.mean_block;
-      for (int i = 0; i < kQueries; ++i) {
-        terms.of_mean[i] =
-            mean_block == PageEntry::kNoMean
-                ? 0.0f
-                : terms.scale * MeanScore(tile.rotated[i], range.mean(mean_block), head_dim);
-      }
-    }
+    const size_t j = by_rung.order[n];
+    for (int i = 0; i < kQueries; ++i) terms.of_mean[i] = means.scores[means.of_page[j]][i];
     select(j);
-    PageScores<kExtension, kQueries, kDim>(range.page_data(j), page.rung, head_dim, tile, terms,
-                                           page_p);
+    PageScores<kExtension, kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim, tile,
+                                           terms, page_p);
+  }
+  int seen = range.tokens_before;
+  for (size_t j = 0; j < num_pages; ++j) {
+    const int tokens = range.pages[j].tokens;
     for (int i = 0; i < kQueries; ++i) {
-      const int visible = std::max(0, std::min<int>(page.tokens, tile.visible[i] - seen));
-      for (int t = visible; t < kTileTokens; ++t) page_p[i][t] = kNoScore;
+      const int visible = std::max(0, std::min<int>(tokens, tile.visible[i] - seen));
+      for (int t = visible; t < kTileTokens; ++t) p[i][j * kTileTokens + t] = kNoScore;
     }
-    seen += page.tokens;
+    seen += tokens;
   }
 
   PageWeights weights[kRangePages][kQueries];
@@ -441,19 +482,24 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
     values[i] = partials[i].values;
     std::memset(values[i], 0, head_dim * sizeof(float));
   }
-  for (size_t j = 0; j < num_pages; ++j) {
-    PrefetchNext(range, 1, j);
+  for (size_t n = 0; n < num_pages; ++n) {
+    PrefetchNext(range, 1, n);
+    const size_t j = by_rung.order[n];
     if (range.pages[j].rung == Rung::kFp16) continue;
     select(j);
     PageWeightsOf<kQueries>(range.page_data(j), range.pages[j].rung, head_dim, page_p, weights[j]);
   }
 
-  for (size_t j = 0; j < num_pages; ++j) {
-    PrefetchNext(range, 2, j);
-    if (j + kPagesAhead < num_pages && range.pages[j + kPagesAhead].rung == Rung::kFp16) {
-      const size_t half = PageBytes(Rung::kFp16, head_dim) / 2;
-      PrefetchBytes(range.page_data(j + kPagesAhead) + half, half);
+  for (size_t n = 0; n < num_pages; ++n) {
+    PrefetchNext(range, 2, n);
+    if (n + kPagesAhead < num_pages) {
+      const size_t ahead = by_rung.order[n + kPagesAhead];
+      if (range.pages[ahead].rung == Rung::kFp16) {
+        const size_t half = PageBytes(Rung::kFp16, head_dim) / 2;
+        PrefetchBytes(range.page_data(ahead) + half, half);
+      }
     }
+    const size_t j = by_rung.order[n];
     select(j);
     AddPageValues<kExtension, kQueries, kDim>(range.page_data(j), range.pages[j].rung, head_dim,
                                               page_p, weights[j], values);

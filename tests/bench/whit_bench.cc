@@ -38,7 +38,8 @@ constexpr char kDescription[] =
     "faster than its multiplications with weights at the measured int8 rate (attention's are not\n"
     "counted). With --peer, llama.cpp runs the same work on the same file, in turns with Whit, "
     "with\n"
-    "or without flash attention, whichever is faster.";
+    "or without flash attention, whichever is faster; with --versus Whit itself does, at another\n"
+    "precision.";
 
 // The slope between two decode rows, in microseconds per token of depth.
 constexpr char kAttentionRow[] = "attention_us_per_token";
@@ -53,6 +54,7 @@ struct Options {
   std::string kv_policy_file;
   std::vector<std::string> only;
   bool peer = false;
+  std::string versus;
   std::string peer_directory = "build/peer";
   std::string peer_kv = "f16";
   bool json = false;
@@ -78,14 +80,15 @@ std::vector<Workload> WantedWorkloads(const std::set<std::string>& wanted) {
   return workloads;
 }
 
+// What Whit is compared with.
 struct Peer {
   std::unique_ptr<LlamaLibrary> library;
   LlamaModelPtr model{nullptr, nullptr};
-  std::vector<std::unique_ptr<LlamaRunner>> runners;  // with the settings to choose from
-  std::string name;                                   // empty: no peer
+  std::vector<std::unique_ptr<Runner>> runners;  // with the settings to choose from
+  std::string name;                              // empty: no peer
 };
 
-absl::StatusOr<Peer> LoadPeer(const Options& options, const ModelConfig& config, int max_depth) {
+absl::StatusOr<Peer> LoadLlama(const Options& options, const ModelConfig& config, int max_depth) {
   Peer peer;
   absl::StatusOr<std::unique_ptr<LlamaLibrary>> library =
       LlamaLibrary::Load(options.peer_directory);
@@ -107,6 +110,31 @@ absl::StatusOr<Peer> LoadPeer(const Options& options, const ModelConfig& config,
                                                            .flash_attention = flash_attention}));
   }
   peer.name = absl::StrCat("llama.cpp, KV ", options.peer_kv);
+  return peer;
+}
+
+absl::StatusOr<std::unique_ptr<WhitRunner>> LoadWhit(const Options& options,
+                                                     const std::string& kv_policy,
+                                                     int max_kv_tokens, ThreadPool& threads) {
+  const absl::StatusOr<PrecisionPolicySpec> policy = ParsePrecisionPolicy(kv_policy);
+  if (!policy.ok()) return policy.status();
+  return WhitRunner::Create({.model_path = options.model,
+                             .kv_policy = *policy,
+                             .kv_policy_file = options.kv_policy_file,
+                             .max_kv_tokens = max_kv_tokens},
+                            threads);
+}
+
+absl::StatusOr<Peer> LoadPeer(const Options& options, const ModelConfig& config, int max_kv_tokens,
+                              int max_depth, ThreadPool& threads) {
+  if (options.peer) return LoadLlama(options, config, max_depth);
+  Peer peer;
+  if (options.versus.empty()) return peer;
+  absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
+      LoadWhit(options, options.versus, max_kv_tokens, threads);
+  if (!whit.ok()) return whit.status();
+  peer.runners.push_back(*std::move(whit));
+  peer.name = absl::StrCat("Whit, KV ", options.versus);
   return peer;
 }
 
@@ -163,18 +191,11 @@ absl::Status Run(const Options& options) {
   }
 
   ThreadPool threads(options.threads);
-  const absl::StatusOr<PrecisionPolicySpec> kv_policy = ParsePrecisionPolicy(options.kv_policy);
-  if (!kv_policy.ok()) return kv_policy.status();
   absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
-      WhitRunner::Create({.model_path = options.model,
-                          .kv_policy = *kv_policy,
-                          .kv_policy_file = options.kv_policy_file,
-                          .max_kv_tokens = max_tokens},
-                         threads);
+      LoadWhit(options, options.kv_policy, max_tokens, threads);
   if (!whit.ok()) return whit.status();
   const ModelConfig& config = (*whit)->config();
-  absl::StatusOr<Peer> peer =
-      options.peer ? LoadPeer(options, config, max_depth) : absl::StatusOr<Peer>(Peer{});
+  absl::StatusOr<Peer> peer = LoadPeer(options, config, max_tokens, max_depth, threads);
   if (!peer.ok()) return peer.status();
   std::vector<Runner*> peers;
   for (const auto& runner : peer->runners) peers.push_back(runner.get());
@@ -182,7 +203,7 @@ absl::Status Run(const Options& options) {
   const Report report(options.json);
   report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
                               options.kv_policy, options.threads, options.measurement.repeats,
-                              options.peer ? "; peer: " + peer->name : ""));
+                              peer->name.empty() ? "" : "; peer: " + peer->name));
   const FoundPolicy* const policy_file = (*whit)->policy_file();
   report.Note("policy file: " + (policy_file == nullptr ? "none" : policy_file->path));
   ReadStream stream(DramBufferBytes(), threads);
@@ -248,7 +269,10 @@ int Main(int argc, char** argv) {
       "--kv-policy-file", options.kv_policy_file,
       "what whit-calibrate wrote for this model, found as whitd finds it by default; off: "
       "none, and attention has no means to take account of");
-  app.add_flag("--peer", options.peer, "compare with llama.cpp");
+  CLI::Option* const peer = app.add_flag("--peer", options.peer, "compare with llama.cpp");
+  app.add_option("--versus", options.versus,
+                 "compare with Whit at another precision, a policy as of --kv-policy")
+      ->excludes(peer);
   app.add_option("--peer-dir", options.peer_directory,
                  "folder that holds llama.cpp's libraries; tests/bench/fetch_peer fills it")
       ->capture_default_str();
