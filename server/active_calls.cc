@@ -20,6 +20,13 @@ void ActiveCalls::CancelAll(const absl::Status& reason) {
   for (EngineCall* call : calls_) call->Cancel(reason);
 }
 
+void ActiveCalls::Cancel(std::string_view request_id, const absl::Status& reason) {
+  absl::MutexLock lock(&mutex_);
+  for (EngineCall* call : calls_) {
+    if (call->request_id() == request_id) call->Cancel(reason);
+  }
+}
+
 bool ActiveCalls::WaitUntilNone(absl::Time deadline) {
   const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return calls_.empty(); };
   absl::MutexLock lock(&mutex_);

@@ -3,6 +3,8 @@
 #ifndef WHIT_SERVER_ACTIVE_CALLS_H_
 #define WHIT_SERVER_ACTIVE_CALLS_H_
 
+#include <string_view>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
@@ -19,6 +21,8 @@ class ActiveCalls {
   void Add(EngineCall* call);
   void Remove(EngineCall* call);
   void CancelAll(const absl::Status& reason);
+  // Those that have this request id; there may be none.
+  void Cancel(std::string_view request_id, const absl::Status& reason);
   // Waits until the last one is gone, its status sent; false if `deadline` came first.
   bool WaitUntilNone(absl::Time deadline);
 

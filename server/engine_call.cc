@@ -5,9 +5,11 @@
 #include "server/status_conversion.h"
 
 namespace whit {
-EngineCall::EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks)
+EngineCall::EngineCall(ServiceContext& context, Engine& engine, std::string request_id,
+                       Callbacks callbacks)
     : context_(context),
       engine_(engine),
+      request_id_(std::move(request_id)),
       callbacks_(std::move(callbacks)),
       sink_(std::make_shared<TokenSink>(
           [&delivering = context_.delivering, on_ready = callbacks_.on_ready] {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -31,7 +32,8 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
     std::function<void()> on_ready;
   };
 
-  EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks);
+  // `request_id` is the client's or the log's, by which the call may be cancelled (ActiveCalls).
+  EngineCall(ServiceContext& context, Engine& engine, std::string request_id, Callbacks callbacks);
   ~EngineCall();
 
   // Takes a place in the queue, then calls `prepare` for the request, on another thread if there is
@@ -42,6 +44,7 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
   // at its next step. Nothing happens if it has ended already.
   void Cancel(absl::Status reason = absl::CancelledError("the client cancelled the call"));
 
+  const std::string& request_id() const { return request_id_; }
   const Engine& engine() const { return engine_; }
   TokenSink::Delivery Take() { return sink_->Take(); }
   // What Cancel was first called with; OK if it was not.
@@ -53,6 +56,7 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
 
   ServiceContext& context_;
   Engine& engine_;
+  const std::string request_id_;
   const Callbacks callbacks_;
   const std::shared_ptr<TokenSink> sink_;
   mutable absl::Mutex mutex_;

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.pb.h"
+#include "vllm/grpc/engine/vllm_engine.grpc.pb.h"
 #include "whit/v1/text_generation.grpc.pb.h"
 
 namespace whit {
@@ -121,6 +122,7 @@ void SetServing(grpc::Server& server, bool serving) {
   grpc::HealthCheckServiceInterface* const health = server.GetHealthCheckService();
   health->SetServingStatus("", serving);
   health->SetServingStatus(v1::TextGenerationService::service_full_name(), serving);
+  health->SetServingStatus(::vllm::grpc::engine::VllmEngine::service_full_name(), serving);
 }
 
 }  // namespace whit

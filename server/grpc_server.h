@@ -25,7 +25,7 @@ struct GrpcServer {
 absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options,
                                            absl::Span<grpc::Service* const> services);
 
-// What grpc.health.v1 says of the server ("") and of whit.v1.TextGenerationService.
+// What grpc.health.v1 says of the server ("") and of the services that generate.
 void SetServing(grpc::Server& server, bool serving);
 
 }  // namespace whit

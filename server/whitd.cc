@@ -25,6 +25,7 @@
 #include "server/serving_model.h"
 #include "server/signal_watcher.h"
 #include "server/version.h"
+#include "server/vllm_service.h"
 
 namespace whit {
 namespace {
@@ -93,8 +94,10 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   ServiceContext context{.logger = logger, .metrics = metrics, .active_calls = active_calls};
   std::unique_ptr<ServingModel> model;
   GenerationService service(context);
+  VllmService vllm_service(context);
   LoadReportService load_reports(context);
-  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(options, {&service, &load_reports});
+  absl::StatusOr<GrpcServer> grpc =
+      StartGrpcServer(options, {&service, &vllm_service, &load_reports});
   if (!grpc.ok()) return grpc.status();
   AdoptLibraryLogs(&logger);
   std::string metrics_address = "off";
