@@ -53,7 +53,7 @@ class ArchiveReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
  private:
   void WriteNext() {
-    smg::grpc::common::GetTokenizerChunk chunk;
+    vllm::GetTokenizerChunk chunk;
     const std::string_view data = std::string_view(archive_->zip).substr(sent_, kChunkBytes);
     chunk.set_data(data.data(), data.size());
     sent_ += data.size();
