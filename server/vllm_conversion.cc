@@ -88,22 +88,6 @@ v1::StoppingCriteria ToStopping(const vllm::SamplingParams& params) {
   return stopping;
 }
 
-// "abort" is their word for what was cancelled.
-const char* ReasonName(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-    case FinishReason::kDeadline:
-      return "abort";
-    case FinishReason::kError:
-      break;
-  }
-  return "error";
-}
-
 int32_t Saturated(double value) {
   return static_cast<int32_t>(std::clamp<double>(value, 0, std::numeric_limits<int32_t>::max()));
 }
@@ -159,7 +143,7 @@ void AddLogprobs(absl::Span<const TokenOutput> tokens, int top, vllm::OutputLogP
 
 void SetCompletion(const Completion& completion, absl::Span<const uint32_t> stop_token_ids,
                    vllm::GenerateComplete& complete) {
-  complete.set_finish_reason(ReasonName(completion.reason));
+  complete.set_finish_reason(std::string(FinishReasonName(completion.reason)));
   complete.set_prompt_tokens(completion.prompt_tokens);
   complete.set_completion_tokens(completion.completion_tokens);
   complete.set_cached_tokens(completion.cached_tokens);

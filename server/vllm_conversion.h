@@ -31,7 +31,8 @@ absl::StatusOr<int> NumGenerations(const vllm::SamplingParams& params,
 // `top`: alternatives that were asked for.
 void AddLogprobs(absl::Span<const TokenOutput> tokens, int top, vllm::OutputLogProbs& logprobs);
 
-// Sets the finish reason, what stopped it, and the counts of tokens. `complete` has its output_ids.
+// Of a generation that ended well: sets the finish reason, the token that stopped it, and the
+// counts of tokens. `complete` has its output_ids.
 void SetCompletion(const Completion& completion, absl::Span<const uint32_t> stop_token_ids,
                    vllm::GenerateComplete& complete);
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import pathlib
 import signal
 import zipfile
@@ -11,6 +12,7 @@ import zipfile
 import grpc
 import pytest
 import tokenizers
+from conftest import make_model
 from vllm.grpc.engine import vllm_engine_pb2 as vllm
 from vllm.grpc.engine import vllm_engine_pb2_grpc as vllm_grpc
 from whit.v1 import text_generation_pb2 as pb
@@ -246,6 +248,7 @@ def test_loads_are_the_snapshot(slow):
         next(running)
         waiting = stub.Generate(generate_request([50] * 300, **LONG))
         eventually(lambda: slow.capacity().requests_waiting == 1, "the second waits")
+        eventually(lambda: slow.capacity().kv_cache_used_bytes, "a step is done")
         answer = stub.GetLoads(vllm.GetLoadsRequest())
         (load,) = answer.loads
         assert answer.dp_rank_count == 1
@@ -312,7 +315,7 @@ def test_several_generations_are_admitted_together_or_not_at_all(slow):
     with engine(slow) as stub:
         running = stub.Generate(generate_request(**LONG))
         next(running)
-        got = generate(stub, n=2, **LONG)
+        got = Answer(stub.Generate(generate_request(n=2, **LONG)))
         assert (got.code, got.completes) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {})
         # A call is turned away once, however many of its generations are.
         assert slow.metric("whit_admission_rejections_total", reason="queue_full") == 1
@@ -367,17 +370,23 @@ def test_the_tokenizer_is_a_zip_that_is_always_the_same(server, start, tiny_mode
         assert archive.namelist() == ["config.json", "tokenizer.json", "tokenizer_config.json"]
 
 
-def test_others_make_the_same_tokens(server, whit_stub):
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("bos", [[], [1]], ids=["", "bos"])
+def test_others_make_the_same_tokens(start, tmp_path, pre, bos):
+    server = start(make_model(tmp_path / "tiny.gguf", f"--pre={pre}", *["--add-bos"] * len(bos)))
     with zipfile.ZipFile(io.BytesIO(fetch_tokenizer(server))) as archive:
         reference = tokenizers.Tokenizer.from_str(archive.read("tokenizer.json").decode())
+        assert json.loads(archive.read("tokenizer_config.json"))["add_bos_token"] == bool(bos)
     compare = compare_tokenizer()
     special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    texts = compare.HAND_PICKED + list(compare.random_mixtures(special, 300))
-    for text in texts:
-        for parse_special in (True, False):
-            reference.encode_special_tokens = not parse_special
-            ids = reference.encode(text, add_special_tokens=True).ids
-            assert ids == whit_stub.Tokenize(
-                pb.TokenizeRequest(text=text, parse_special=parse_special)).token_ids, text
-        assert reference.decode(ids, skip_special_tokens=False) == whit_stub.Detokenize(
-            pb.DetokenizeRequest(token_ids=ids)).text
+    texts = compare.HAND_PICKED + list(compare.random_mixtures(special, 50))
+    with server.client() as stub:
+        for text in texts:
+            for parse_special in (True, False):
+                reference.encode_special_tokens = not parse_special
+                ids = stub.Tokenize(
+                    pb.TokenizeRequest(text=text, parse_special=parse_special)).token_ids
+                assert reference.encode(text).ids == bos + list(ids), text
+                assert reference.encode(text, add_special_tokens=False).ids == ids, text
+            assert reference.decode(list(ids), skip_special_tokens=False) == stub.Detokenize(
+                pb.DetokenizeRequest(token_ids=ids)).text
