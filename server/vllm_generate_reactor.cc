@@ -7,6 +7,16 @@
 #include "server/request_conversion.h"
 
 namespace whit {
+namespace {
+
+// Gives `complete` away.
+grpc::ByteBuffer CompleteMessage(vllm::GenerateComplete& complete) {
+  vllm::GenerateResponse response;
+  response.mutable_complete()->Swap(&complete);
+  return SerializeMessage(response);
+}
+
+}  // namespace
 
 VllmGenerateReactor::VllmGenerateReactor(ServiceContext& context, grpc::CallbackServerContext* rpc)
     : StreamReactor(context, rpc, "VllmEngine.Generate") {}
@@ -70,10 +80,14 @@ void VllmGenerateReactor::AddMessages(int generation, const TokenSink::Delivery&
   }
 
   if (!delivery.completion || !status.ok()) return;
-  vllm::GenerateResponse response;
   SetCompletion(*delivery.completion, setup_.proto.stopping().stop_token_ids(), output);
-  response.mutable_complete()->Swap(&output);
-  messages.push_back(SerializeMessage(response));
+  if (stream_) {
+    messages.push_back(CompleteMessage(output));
+    return;
+  }
+  while (next_ < outputs_.size() && !outputs_[next_].finish_reason().empty()) {
+    messages.push_back(CompleteMessage(outputs_[next_++]));
+  }
 }
 
 }  // namespace whit

@@ -5,6 +5,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -37,6 +38,9 @@ class VllmGenerateReactor final : public StreamReactor {
   Request request_;
   uint32_t prompt_tokens_ = 0;
   std::vector<vllm::GenerateComplete> outputs_;  // of each generation so far
+  // Without a stream, the first generation that has not been answered: the gateway takes their order
+  // for their numbers.
+  size_t next_ = 0;
 };
 
 }  // namespace whit

@@ -115,6 +115,16 @@ def test_several_generations_come_by_index(stub, whit_stub):
     assert len({tuple(got.token_ids(i)) for i in range(3)}) == 3
 
 
+def test_without_stream_several_generations_come_in_order(stub):
+    # They end in any order.
+    expected = generate(stub, n=4, max_tokens=200, temperature=1, seed=5)
+    stop = expected.token_ids(0)[-20:]
+    got = generate(stub, stream=False, n=4, max_tokens=200, temperature=1, seed=5,
+                   stop_token_ids=stop)
+    assert list(got.completes) == [0, 1, 2, 3]
+    assert len({complete.completion_tokens for complete in got.completes.values()}) > 1
+
+
 def test_sampling_parameters_arrive(stub, whit_stub):
     ours = dict(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.3,
                 presence_penalty=0.5, frequency_penalty=0.5, seed=1)
