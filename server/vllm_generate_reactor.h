@@ -38,8 +38,8 @@ class VllmGenerateReactor final : public StreamReactor {
   Request request_;
   uint32_t prompt_tokens_ = 0;
   std::vector<vllm::GenerateComplete> outputs_;  // of each generation so far
-  // Without a stream, the first generation that has not been answered: the gateway takes their order
-  // for their numbers.
+  // Without a stream, the first generation that has not been answered: the gateway takes their
+  // order for their numbers.
   size_t next_ = 0;
 };
 

@@ -18,13 +18,12 @@ namespace whit {
 
 // As in GenerationService, the methods take and give bytes.
 using VllmEngine = ::vllm::grpc::engine::VllmEngine;
-using RawVllmService =
-    VllmEngine::WithRawCallbackMethod_Generate<VllmEngine::WithRawCallbackMethod_Abort<
-        VllmEngine::WithRawCallbackMethod_HealthCheck<
-            VllmEngine::WithRawCallbackMethod_GetModelInfo<
-                VllmEngine::WithRawCallbackMethod_GetServerInfo<
-                    VllmEngine::WithRawCallbackMethod_GetLoads<
-                        VllmEngine::WithRawCallbackMethod_GetTokenizer<VllmEngine::Service>>>>>>>;
+using RawVllmService = VllmEngine::WithRawCallbackMethod_Generate<
+    VllmEngine::WithRawCallbackMethod_Abort<VllmEngine::WithRawCallbackMethod_HealthCheck<
+        VllmEngine::WithRawCallbackMethod_GetModelInfo<
+            VllmEngine::WithRawCallbackMethod_GetServerInfo<
+                VllmEngine::WithRawCallbackMethod_GetLoads<
+                    VllmEngine::WithRawCallbackMethod_GetTokenizer<VllmEngine::Service>>>>>>>;
 
 // Threads: gRPC calls the methods on its own threads; none of them blocks.
 class VllmService final : public RawVllmService {
