@@ -261,9 +261,8 @@ ParsedCommandLine ParseServerOptions(int argc, const char* const* argv) {
   ServerOptions options;
   CLI::App app(
       "whitd streams text from a small language model over gRPC, on CPUs.\n"
-      "API: whit.v1.TextGenerationService, vllm.grpc.engine.VllmEngine (for smg, which speaks "
-      "OpenAI's "
-      "HTTP API), grpc.health.v1, server reflection.",
+      "API: whit.v1.TextGenerationService, vllm.grpc.engine.VllmEngine, grpc.health.v1, server "
+      "reflection.",
       "whitd");
   app.set_version_flag("--version", "whitd " + std::string(Version()),
                        "Print the version and exit");
