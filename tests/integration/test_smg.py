@@ -231,8 +231,9 @@ def test_a_full_pair_is_too_many_requests(gateway, slow_pair):
     for stream in streams:
         next(iter(stream))
     assert [server.capacity().requests_running for server in servers] == [1, 1]
-    with pytest.raises(openai.RateLimitError):
-        through.complete(max_tokens=5)
+    for streamed in (False, True):
+        with pytest.raises(openai.RateLimitError):
+            through.complete(max_tokens=5, stream=streamed)
     # It has asked both.
     assert all(server.metric("whit_admission_rejections_total", reason="queue_full") >= 1
                for server in servers)
