@@ -20,10 +20,11 @@ void ActiveCalls::CancelAll(const absl::Status& reason) {
   for (EngineCall* call : calls_) call->Cancel(reason);
 }
 
-void ActiveCalls::Cancel(std::string_view request_id, const absl::Status& reason) {
+void ActiveCalls::Cancel(const absl::flat_hash_set<std::string>& request_ids,
+                         const absl::Status& reason) {
   absl::MutexLock lock(&mutex_);
   for (EngineCall* call : calls_) {
-    if (call->request_id() == request_id) call->Cancel(reason);
+    if (request_ids.contains(call->request_id())) call->Cancel(reason);
   }
 }
 

@@ -3,7 +3,7 @@
 #ifndef WHIT_SERVER_ACTIVE_CALLS_H_
 #define WHIT_SERVER_ACTIVE_CALLS_H_
 
-#include <string_view>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
@@ -21,8 +21,8 @@ class ActiveCalls {
   void Add(EngineCall* call);
   void Remove(EngineCall* call);
   void CancelAll(const absl::Status& reason);
-  // Those that have this request id; there may be none.
-  void Cancel(std::string_view request_id, const absl::Status& reason);
+  // Those that have one of these request ids; there may be none.
+  void Cancel(const absl::flat_hash_set<std::string>& request_ids, const absl::Status& reason);
   // Waits until the last one is gone, its status sent; false if `deadline` came first.
   bool WaitUntilNone(absl::Time deadline);
 

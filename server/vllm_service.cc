@@ -82,9 +82,8 @@ grpc::ServerUnaryReactor* VllmService::Abort(grpc::CallbackServerContext* rpc,
                                              grpc::ByteBuffer* response) {
   const auto abort = [this](const vllm::AbortRequest& abort,
                             const ServingModel&) -> absl::StatusOr<vllm::AbortResponse> {
-    for (const std::string& id : abort.request_ids()) {
-      context_.active_calls.Cancel(id, absl::CancelledError("the client aborted the request"));
-    }
+    context_.active_calls.Cancel({abort.request_ids().begin(), abort.request_ids().end()},
+                                 absl::CancelledError("the client aborted the request"));
     return vllm::AbortResponse();
   };
   return Answer<vllm::AbortRequest>(context_, "VllmEngine.Abort", LogLevel::kInfo, rpc, *request,
