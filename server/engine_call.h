@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -31,10 +32,11 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
     std::function<void()> on_ready;
   };
 
-  EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks);
+  // `client` is the log's: whose limits count; empty: nobody's.
+  EngineCall(ServiceContext& context, Engine& engine, std::string client, Callbacks callbacks);
   ~EngineCall();
 
-  // Takes a place in the queue, then calls `prepare` for the request, on another thread if there is
+  // Takes a place among its client's and in the queue, then calls `prepare` for the request, on another thread if there is
   // much text to tokenize, and submits it.
   void Start(size_t text_bytes, std::function<absl::StatusOr<Request>()> prepare);
 
@@ -43,17 +45,22 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
   void Cancel(absl::Status reason = absl::CancelledError("the client cancelled the call"));
 
   const Engine& engine() const { return engine_; }
-  TokenSink::Delivery Take() { return sink_->Take(); }
+  TokenSink::Delivery Take();
   // What Cancel was first called with; OK if it was not.
   absl::Status cancel_reason() const;
 
  private:
+  void Reject(const absl::Status& status);
   void PrepareAndSubmit(Engine::Ticket ticket,
                         const std::function<absl::StatusOr<Request>()>& prepare);
 
   ServiceContext& context_;
   Engine& engine_;
+  const std::string client_;
   const Callbacks callbacks_;
+  // Given back before the client is told of the end: it may send the next request at once. Of
+  // whoever starts the call, then of who takes the completion.
+  std::optional<ClientUsage::Place> place_;
   const std::shared_ptr<TokenSink> sink_;
   mutable absl::Mutex mutex_;
   absl::Status cancel_reason_ ABSL_GUARDED_BY(mutex_);

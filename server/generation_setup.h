@@ -29,7 +29,7 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start);
 
 // Counts and logs a call that was turned away, adds its trailers, and returns its status.
-grpc::Status Reject(const absl::Status& status, ServiceContext& context, const CallLog& log,
+grpc::Status Reject(const absl::Status& status, ServiceContext& context, CallLog& log,
                     grpc::CallbackServerContext& rpc);
 
 // How a call that went through the engine ended: its completion's status, or why the server
@@ -52,6 +52,7 @@ struct GenerationSetup {
     if (absl::Status status = ParseMessage(bytes, proto); !status.ok()) return status;
     if (absl::Status status = CheckRequestId(proto.request_id()); !status.ok()) return status;
     if (!proto.request_id().empty()) log.set_request_id(proto.request_id());
+    log.EchoRequestId();
     if (absl::Status status = CheckPrompt(proto.prompt(), "prompt", *model); !status.ok()) {
       return status;
     }

@@ -17,7 +17,7 @@ void StreamReactor::Start(const grpc::ByteBuffer& request) {
     return;
   }
   call_ = std::make_shared<EngineCall>(
-      context_, setup_.model->engine(),
+      context_, setup_.model->engine(), log_.client(),
       EngineCall::Callbacks{
           .on_rejected =
               [this](const absl::Status& status) { Finish(Reject(status, context_, log_, *rpc_)); },

@@ -19,7 +19,7 @@ UnaryReactor::UnaryReactor(ServiceContext& context, grpc::CallbackServerContext*
 void UnaryReactor::StartCall(const ServingModel& model, size_t text_bytes,
                              std::function<absl::StatusOr<Request>()> prepare) {
   call_ = std::make_shared<EngineCall>(
-      context_, model.engine(),
+      context_, model.engine(), log_.client(),
       EngineCall::Callbacks{
           .on_rejected = [this](const absl::Status& status) { FinishRejected(status); },
           .on_ready = [this] { OnReady(); }});

@@ -111,7 +111,8 @@ def server(tiny_model):
     """
     from whitd import Whitd
 
-    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", "--kv-policy=fp16")
+    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", "--kv-policy=fp16",
+                   "--reflection")
     yield shared
     assert shared.stop() == 0
 

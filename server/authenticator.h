@@ -1,0 +1,71 @@
+// Authenticator: lets in the calls that bring a token of --auth-tokens-file, and keeps each client
+// within its limits.
+#ifndef WHIT_SERVER_AUTHENTICATOR_H_
+#define WHIT_SERVER_AUTHENTICATOR_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/client_table.h"
+#include "server/client_usage.h"
+#include "server/logging.h"
+#include "server/metrics.h"
+#include "server/watched_files.h"
+
+namespace whit {
+
+// Services that answer without a token: whoever probes a server's health often has none, and learns
+// nothing else.
+bool IsOpenToAll(std::string_view method_path);
+
+// The token of the header `authorization`, "Bearer TOKEN".
+absl::StatusOr<std::string_view> BearerToken(std::string_view authorization);
+
+// Threads: any may call.
+class Authenticator {
+ public:
+  // Errors name the file and, if one is at fault, its line. What is given outlives this.
+  static absl::StatusOr<std::unique_ptr<Authenticator>> Create(const std::string& tokens_file,
+                                                               const Logger& logger,
+                                                               Metrics& metrics);
+
+  // The name of the client who calls, by the values of `authorization`; empty where no token is
+  // asked for. UNAUTHENTICATED if there is none or nobody has it: that is counted, and logged up to
+  // some times a second. The file is looked at again if that was a second or more ago; one that is
+  // bad is logged, and the last good one stays.
+  absl::StatusOr<std::string> Authenticate(std::string_view method_path,
+                                           absl::Span<const std::string_view> authorization);
+
+  ClientLimits LimitsOf(std::string_view client) const;
+  // RESOURCE_EXHAUSTED if the client has as many requests as it may.
+  absl::StatusOr<ClientUsage::Place> TakePlace(const std::string& client);
+
+ private:
+  Authenticator(const std::string& tokens_file, const Logger& logger, Metrics& metrics);
+  absl::Status Load() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::shared_ptr<const ClientTable> CurrentTable();
+  void CountRefusal(std::string_view method_path, const absl::Status& status);
+
+  const std::string tokens_file_;
+  const Logger& logger_;
+  Metrics& metrics_;
+  ClientUsage usage_;
+
+  mutable absl::Mutex mutex_;
+  WatchedFiles watched_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const ClientTable> table_ ABSL_GUARDED_BY(mutex_);
+  // Refusals in the second that began then.
+  absl::Time refusals_since_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  int refusals_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace whit
+
+#endif  // WHIT_SERVER_AUTHENTICATOR_H_

@@ -1,0 +1,126 @@
+#include "server/server_credentials.h"
+
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/grpc_security_constants.h>
+
+#include <string_view>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace whit {
+namespace {
+
+constexpr char kClientProperty[] = "whit_client";
+
+std::string_view ToView(const grpc_slice& slice) {
+  return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
+}
+
+// gRPC calls this with the headers of each call, on its own threads.
+void CheckCall(void* authenticator, grpc_auth_context* context, const grpc_metadata* headers,
+               size_t num_headers, grpc_process_auth_metadata_done_cb done, void* user_data) {
+  std::string_view method_path;
+  std::vector<std::string_view> authorization;
+  std::vector<grpc_metadata> consumed;  // no service sees a token
+  for (const grpc_metadata& header : absl::MakeConstSpan(headers, num_headers)) {
+    const std::string_view name = ToView(header.key);
+    if (name == ":path") method_path = ToView(header.value);
+    if (name != "authorization") continue;
+    authorization.push_back(ToView(header.value));
+    consumed.push_back(header);
+  }
+  const absl::StatusOr<std::string> client =
+      static_cast<Authenticator*>(authenticator)->Authenticate(method_path, authorization);
+  if (!client.ok()) {
+    done(user_data, nullptr, 0, nullptr, 0,
+         static_cast<grpc_status_code>(client.status().code()),
+         std::string(client.status().message()).c_str());
+    return;
+  }
+  if (!client->empty()) {
+    grpc_auth_context_add_property(context, kClientProperty, client->data(), client->size());
+  }
+  done(user_data, consumed.data(), consumed.size(), nullptr, 0, GRPC_STATUS_OK, nullptr);
+}
+
+class ListenerCredentials final : public grpc::ServerCredentials {
+ public:
+  explicit ListenerCredentials(Authenticator* authenticator)
+      : credentials_(grpc_insecure_server_credentials_create()) {
+    CheckCallsWith(authenticator);
+  }
+  ListenerCredentials(TlsCertificateSource& certificates, bool ask_client_certificate,
+                      Authenticator* authenticator)
+      : certificates_(&certificates),
+        credentials_(grpc_ssl_server_credentials_create_with_options(
+            grpc_ssl_server_credentials_create_options_using_config_fetcher(
+                ask_client_certificate
+                    ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                    : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+                FetchCertificate, this))) {
+    CheckCallsWith(authenticator);
+  }
+  ~ListenerCredentials() override { grpc_server_credentials_release(credentials_); }
+
+  void SetAuthMetadataProcessor(
+      const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {}  // the authenticator is it
+
+ private:
+  int AddPortToServer(const std::string& address, grpc_server* server) override {
+    return grpc_server_add_http2_port(server, address.c_str(), credentials_);
+  }
+
+  void CheckCallsWith(Authenticator* authenticator) {
+    if (authenticator == nullptr) return;
+    grpc_server_credentials_set_auth_metadata_processor(
+        credentials_,
+        {.process = CheckCall, .destroy = [](void*) {}, .state = authenticator});
+  }
+
+  // gRPC calls this before each handshake, for one of a listener's connections at a time, and
+  // copies what it gets.
+  static grpc_ssl_certificate_config_reload_status FetchCertificate(
+      void* listener, grpc_ssl_server_certificate_config** config) {
+    auto* const self = static_cast<ListenerCredentials*>(listener);
+    const std::shared_ptr<const TlsCertificate> newer =
+        self->certificates_->NewerThan(self->generation_);
+    if (newer == nullptr) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    const grpc_ssl_pem_key_cert_pair pair = {.private_key = newer->key_pem.c_str(),
+                                             .cert_chain = newer->certificate_pem.c_str()};
+    *config = grpc_ssl_server_certificate_config_create(newer->client_ca_pem.c_str(), &pair, 1);
+    return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+  }
+
+  TlsCertificateSource* const certificates_ = nullptr;
+  uint64_t generation_ = 0;  // of the certificate that this listener has
+  grpc_server_credentials* const credentials_;
+};
+
+std::string FirstProperty(const grpc::ServerContextBase& context, const char* name) {
+  const std::vector<grpc::string_ref> values = context.auth_context()->FindPropertyValues(name);
+  return values.empty() ? "" : std::string(values.front().data(), values.front().size());
+}
+
+}  // namespace
+
+std::shared_ptr<grpc::ServerCredentials> PlaintextCredentials(Authenticator* authenticator) {
+  return std::make_shared<ListenerCredentials>(authenticator);
+}
+
+std::shared_ptr<grpc::ServerCredentials> TlsCredentials(TlsCertificateSource& certificates,
+                                                        bool ask_client_certificate,
+                                                        Authenticator* authenticator) {
+  return std::make_shared<ListenerCredentials>(certificates, ask_client_certificate, authenticator);
+}
+
+std::string ClientName(const grpc::ServerContextBase& context) {
+  return FirstProperty(context, kClientProperty);
+}
+
+std::string CertificateName(const grpc::ServerContextBase& context) {
+  return FirstProperty(context, GRPC_X509_CN_PROPERTY_NAME);
+}
+
+}  // namespace whit
