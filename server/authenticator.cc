@@ -29,7 +29,7 @@ bool IsOpenToAll(std::string_view method_path) {
 absl::StatusOr<std::string_view> BearerToken(std::string_view authorization) {
   constexpr std::string_view kScheme = "Bearer ";
   if (!absl::StartsWithIgnoreCase(ToAbsl(authorization), ToAbsl(kScheme))) {
-    return absl::UnauthenticatedError("the header authorization is not 'Bearer TOKEN'");
+    return absl::UnauthenticatedError("the header is not 'authorization: Bearer TOKEN'");
   }
   return authorization.substr(kScheme.size());
 }
@@ -54,7 +54,7 @@ absl::StatusOr<std::string> Authenticator::Authenticate(
   if (authorization.size() != 1) {
     refusal = absl::UnauthenticatedError(
         authorization.empty() ? "this server asks for the header 'authorization: Bearer TOKEN'"
-                              : "there is more than one header authorization");
+                              : "there is more than one header 'authorization: Bearer TOKEN'");
   } else if (const auto token = BearerToken(authorization.front()); !token.ok()) {
     refusal = token.status();
   } else if (const ClientTable::Client* const client = table->FindByToken(*token)) {

@@ -3,11 +3,11 @@
 #include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
 #include <deque>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.pb.h"
@@ -50,14 +50,32 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
 }
 
+// Whoever links reflection has it in every server; channelz stays once it was asked for.
+class ChosenPlugins final : public grpc::ServerBuilderOption {
+ public:
+  ChosenPlugins(bool reflection, bool channelz) : reflection_(reflection), channelz_(channelz) {}
+
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    std::erase_if(*plugins, [this](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {
+      return (!reflection_ && plugin->name() == "proto_server_reflection") ||
+             (!channelz_ && plugin->name() == "channelz_service");
+    });
+  }
+
+ private:
+  const bool reflection_, channelz_;
+};
+
 // Addresses that a server will listen on, and the ports that the system then chooses.
 class Listeners {
  public:
-  void Add(const std::string& address, std::shared_ptr<grpc::ServerCredentials> credentials,
+  void Add(const std::string& address,
+           const std::shared_ptr<grpc::ServerCredentials>& credentials,
            grpc::ServerBuilder& builder) {
     // A deque: gRPC writes the port when the server starts.
     listeners_.push_back({address, 0});
-    builder.AddListeningPort(address, std::move(credentials), &listeners_.back().port);
+    builder.AddListeningPort(address, credentials, &listeners_.back().port);
   }
 
   // Once the server has started.
@@ -85,32 +103,32 @@ absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options,
                                            const ServerSecurity& security,
                                            absl::Span<grpc::Service* const> services) {
   grpc::EnableDefaultHealthCheckService(true);
-  if (options.reflection) {
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-    // gRPC's own health service brings no descriptor for reflection to show: this links ours.
-    grpc::health::v1::HealthCheckRequest::descriptor();
-  }
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // gRPC's own health service brings no descriptor for reflection to show: this links ours.
+  grpc::health::v1::HealthCheckRequest::descriptor();
   if (options.channelz) grpc::channelz::experimental::InitChannelzService();
   grpc::ServerBuilder builder;
+  builder.SetOption(std::make_unique<ChosenPlugins>(options.reflection, options.channelz));
   for (grpc::Service* const service : services) builder.RegisterService(service);
   SetLimits(options, builder);
   // Two servers must not share a port unknowingly.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, options.channelz ? 1 : 0);
 
+  GrpcServer result;
   Listeners listeners, plaintext_listeners;
   for (const std::string& address : options.listen) {
-    listeners.Add(address,
-                  security.certificates == nullptr
-                      ? PlaintextCredentials(security.authenticator)
-                      : TlsCredentials(*security.certificates, !options.tls.client_ca.empty(),
-                                       security.authenticator),
-                  builder);
+    result.credentials.push_back(
+        security.certificates == nullptr
+            ? PlaintextCredentials(security.authenticator)
+            : TlsCredentials(*security.certificates, !options.tls.client_ca.empty(),
+                             security.authenticator));
+    listeners.Add(address, result.credentials.back(), builder);
   }
   for (const std::string& address : options.listen_plaintext) {
-    plaintext_listeners.Add(address, PlaintextCredentials(/*authenticator=*/nullptr), builder);
+    result.credentials.push_back(PlaintextCredentials(/*authenticator=*/nullptr));
+    plaintext_listeners.Add(address, result.credentials.back(), builder);
   }
-  GrpcServer result;
   result.server = builder.BuildAndStart();
   if (result.server == nullptr) {
     std::vector<std::string> addresses = options.listen;

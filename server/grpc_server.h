@@ -3,6 +3,7 @@
 #define WHIT_SERVER_GRPC_SERVER_H_
 
 #include <grpcpp/impl/service_type.h>
+#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 
 #include <memory>
@@ -18,6 +19,7 @@
 namespace whit {
 
 struct GrpcServer {
+  std::vector<std::shared_ptr<grpc::ServerCredentials>> credentials;  // outlive the server
   std::unique_ptr<grpc::Server> server;
   // Of --listen, then of --listen-plaintext, with the ports that the system chose.
   std::vector<std::string> addresses;

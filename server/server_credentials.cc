@@ -89,7 +89,10 @@ class ListenerCredentials final : public grpc::ServerCredentials {
     if (newer == nullptr) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {.private_key = newer->key_pem.c_str(),
                                              .cert_chain = newer->certificate_pem.c_str()};
-    *config = grpc_ssl_server_certificate_config_create(newer->client_ca_pem.c_str(), &pair, 1);
+    // gRPC wants authorities, also where no client is asked for a certificate.
+    const std::string& authorities =
+        newer->client_ca_pem.empty() ? newer->certificate_pem : newer->client_ca_pem;
+    *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }
 

@@ -17,8 +17,8 @@
 
 namespace whit {
 
-// For one listening address each. What is given outlives the gRPC server; null `authenticator`: no
-// token is asked for.
+// For one listening address each. They and what is given outlive the gRPC server; null
+// `authenticator`: no token is asked for.
 std::shared_ptr<grpc::ServerCredentials> PlaintextCredentials(Authenticator* authenticator);
 // `ask_client_certificate`: one of an authority in the certificate's client_ca_pem, or nobody
 // connects.
