@@ -18,8 +18,10 @@
 namespace whit {
 namespace {
 
-// Of all headers of a call. The API needs few, and gateways add some.
-constexpr int kMaxMetadataBytes = 8 << 10;
+// Of all headers of a call. Whoever sends more, gRPC loses the thread of, and ends the whole
+// connection at its next call: so a gateway's own bound should be lower. Up to here a call alone is
+// refused (kMaxMetadataBytes).
+constexpr int kMaxTransportMetadataBytes = 64 << 10;
 // A client that has vanished without a word is found out; clients may do the same, with or without
 // calls under way. One that pings more often is sent away at its third offence.
 constexpr int kKeepaliveTimeMs = 60'000, kKeepaliveTimeoutMs = 20'000;
@@ -39,7 +41,7 @@ absl::Status ListenError(const std::vector<std::string>& addresses) {
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
-  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxTransportMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);

@@ -5,44 +5,66 @@
 #include <grpc/grpc_security_constants.h>
 
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 
 namespace whit {
 namespace {
 
 constexpr char kClientProperty[] = "whit_client";
+constexpr size_t kHeaderOverheadBytes = 32;
 
 std::string_view ToView(const grpc_slice& slice) {
   return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
 }
 
-// gRPC calls this with the headers of each call, on its own threads.
-void CheckCall(void* authenticator, grpc_auth_context* context, const grpc_metadata* headers,
-               size_t num_headers, grpc_process_auth_metadata_done_cb done, void* user_data) {
+// Of a call, by its headers.
+struct CallCheck {
+  absl::Status status;
+  std::string client;
+  std::vector<grpc_metadata> consumed;  // headers that no service sees: tokens
+};
+
+CallCheck CheckHeaders(absl::Span<const grpc_metadata> headers, Authenticator* authenticator) {
+  CallCheck check;
+  size_t bytes = 0;
   std::string_view method_path;
   std::vector<std::string_view> authorization;
-  std::vector<grpc_metadata> consumed;  // no service sees a token
-  for (const grpc_metadata& header : absl::MakeConstSpan(headers, num_headers)) {
-    const std::string_view name = ToView(header.key);
-    if (name == ":path") method_path = ToView(header.value);
-    if (name != "authorization") continue;
-    authorization.push_back(ToView(header.value));
-    consumed.push_back(header);
+  for (const grpc_metadata& header : headers) {
+    const std::string_view name = ToView(header.key), value = ToView(header.value);
+    bytes += name.size() + value.size() + kHeaderOverheadBytes;
+    if (name == ":path") method_path = value;
+    if (name == "authorization") {
+      authorization.push_back(value);
+      check.consumed.push_back(header);
+    }
   }
-  const absl::StatusOr<std::string> client =
-      static_cast<Authenticator*>(authenticator)->Authenticate(method_path, authorization);
-  if (!client.ok()) {
-    done(user_data, nullptr, 0, nullptr, 0,
-         static_cast<grpc_status_code>(client.status().code()),
-         std::string(client.status().message()).c_str());
-    return;
+  if (bytes > kMaxMetadataBytes) {
+    check.status = absl::ResourceExhaustedError(absl::StrCat(
+        "the call has ", bytes, " bytes of metadata; at most ", kMaxMetadataBytes, " are taken"));
+  } else if (authenticator != nullptr) {
+    absl::StatusOr<std::string> client = authenticator->Authenticate(method_path, authorization);
+    check.status = client.status();
+    if (client.ok()) check.client = *std::move(client);
   }
-  if (!client->empty()) {
-    grpc_auth_context_add_property(context, kClientProperty, client->data(), client->size());
+  return check;
+}
+
+// gRPC calls this for each call, on its own threads.
+void CheckCall(void* authenticator, grpc_auth_context* context, const grpc_metadata* headers,
+               size_t num_headers, grpc_process_auth_metadata_done_cb done, void* user_data) {
+  const CallCheck check = CheckHeaders(absl::MakeConstSpan(headers, num_headers),
+                                       static_cast<Authenticator*>(authenticator));
+  if (!check.client.empty()) {
+    grpc_auth_context_add_property(context, kClientProperty, check.client.data(),
+                                   check.client.size());
   }
-  done(user_data, consumed.data(), consumed.size(), nullptr, 0, GRPC_STATUS_OK, nullptr);
+  done(user_data, check.consumed.data(), check.consumed.size(), nullptr, 0,
+       static_cast<grpc_status_code>(check.status.code()),
+       check.status.ok() ? nullptr : std::string(check.status.message()).c_str());
 }
 
 class ListenerCredentials final : public grpc::ServerCredentials {
@@ -73,7 +95,6 @@ class ListenerCredentials final : public grpc::ServerCredentials {
   }
 
   void CheckCallsWith(Authenticator* authenticator) {
-    if (authenticator == nullptr) return;
     grpc_server_credentials_set_auth_metadata_processor(
         credentials_,
         {.process = CheckCall, .destroy = [](void*) {}, .state = authenticator});

@@ -417,12 +417,40 @@ def test_a_message_of_100_mb_is_refused(secured, authority):
 
 
 def test_10000_bytes_of_metadata_are_refused(secured, authority):
+    """And the other calls of the connection go on."""
     with Flat(secured, 8), tls_channel(secured.tls_address, authority) as channel:
+        token = bearer(TOKENS["mobile"])
+        reports = orca_pb2_grpc.OpenRcaServiceStub(channel).StreamCoreMetrics(
+            orca_pb2.OrcaLoadReportRequest(), metadata=token)
+        next(reports)
         for _ in range(50):
-            got = generate(channel, (*bearer(TOKENS["mobile"]), ("x", "y" * 10_000)))
-            assert got.code == EXHAUSTED and "metadata" in got.details
-        assert generate(channel, (*bearer(TOKENS["mobile"]), ("x", "y" * 4_000))).code == (
-            grpc.StatusCode.OK)
+            got = generate(channel, (*token, ("x", "y" * 10_000)))
+            assert got.code == EXHAUSTED and "bytes of metadata; at most 8192" in got.details
+        assert generate(channel, (*token, ("x", "y" * 4_000))).code == grpc.StatusCode.OK
+        next(reports)
+        reports.cancel()
+    with grpc.insecure_channel(secured.address) as channel:
+        assert generate(channel, (("x", "y" * 10_000),)).code == EXHAUSTED
+
+
+def test_a_megabyte_of_metadata_is_refused(secured):
+    with Flat(secured, 8):
+        for _ in range(20):
+            with RawConnection(secured.address) as connection:
+                stream = connection.h2.get_next_available_stream_id()
+                connection.h2.remote_settings.acknowledge()
+                connection.h2.send_headers(
+                    stream, [(":method", "POST"), (":scheme", "http"), (":authority", "x"),
+                             (":path", "/whit.v1.TextGenerationService/Generate"),
+                             ("content-type", "application/grpc"), ("te", "trailers"),
+                             *((f"x-{n}", "y" * 10_000) for n in range(100))])
+                with contextlib.suppress(ConnectionError):
+                    connection.send()
+                    connection.socket.settimeout(TIMEOUT)
+                    for event in connection.events():
+                        if isinstance(event, (h2.events.StreamReset, h2.events.TrailersReceived,
+                                              h2.events.ResponseReceived)):
+                            break
 
 
 class RawConnection:
@@ -543,9 +571,9 @@ def test_a_call_is_found_by_its_trace_and_by_its_id(secured):
         line = secured.wait_for_event("request", id=call(made, traceparent))
         assert (line["trace_id"], line["parent_id"]) == (TRACE_ID, PARENT_ID)
         assert line["ttft_s"] >= line["prefill_s"] > 0
-        for bad in ((("traceparent", f"00-{'0' * 32}-{PARENT_ID}-01"),),
-                    (("traceparent", "x" * 55),), (traceparent, traceparent)):
-            assert "trace_id" not in secured.wait_for_event("request", id=call(made, *bad))
+        for bad in (f"00-{'0' * 32}-{PARENT_ID}-01", "x" * 55, ""):
+            line = secured.wait_for_event("request", id=call(made, ("traceparent", bad)))
+            assert "trace_id" not in line
 
         # Whoever names a request: the message, or else a gateway's header.
         assert call(made, ("x-request-id", "from-gateway")) == "from-gateway"
