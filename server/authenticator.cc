@@ -46,29 +46,40 @@ Authenticator::Authenticator(const std::string& tokens_file, const Logger& logge
                              Metrics& metrics)
     : tokens_file_(tokens_file), logger_(logger), metrics_(metrics), watched_({tokens_file}) {}
 
-absl::StatusOr<std::string> Authenticator::Authenticate(
-    std::string_view method_path, absl::Span<const std::string_view> authorization) {
-  const std::shared_ptr<const ClientTable> table = CurrentTable();
-  if (IsOpenToAll(method_path)) return "";
-  absl::Status refusal;
+absl::Status Authenticator::Check(std::string_view method_path,
+                                  absl::Span<const std::string_view> authorization) {
+  const std::shared_ptr<const ClientTable> table = ReloadedTable();
+  if (IsOpenToAll(method_path)) return absl::OkStatus();
+  absl::Status status = Judge(*table, authorization);
+  if (!status.ok()) CountRefusal(method_path, status);
+  return status;
+}
+
+absl::Status Authenticator::Judge(const ClientTable& table,
+                                  absl::Span<const std::string_view> authorization) {
   if (authorization.size() != 1) {
-    refusal = absl::UnauthenticatedError(
+    return absl::UnauthenticatedError(
         authorization.empty() ? "this server asks for the header 'authorization: Bearer TOKEN'"
                               : "there is more than one header 'authorization: Bearer TOKEN'");
-  } else if (const auto token = BearerToken(authorization.front()); !token.ok()) {
-    refusal = token.status();
-  } else if (const ClientTable::Client* const client = table->FindByToken(*token)) {
-    return client->name;
-  } else {
-    refusal = absl::UnauthenticatedError("the token is not one that this server knows");
   }
-  CountRefusal(method_path, refusal);
-  return refusal;
+  const absl::StatusOr<std::string_view> token = BearerToken(authorization.front());
+  if (!token.ok()) return token.status();
+  if (table.FindByToken(*token) == nullptr) {
+    return absl::UnauthenticatedError("the token is not one that this server knows");
+  }
+  return absl::OkStatus();
+}
+
+std::string Authenticator::ClientName(std::string_view authorization) const {
+  const absl::StatusOr<std::string_view> token = BearerToken(authorization);
+  if (!token.ok()) return "";
+  const std::shared_ptr<const ClientTable> table = Table();
+  const ClientTable::Client* const client = table->FindByToken(*token);
+  return client == nullptr ? "" : client->name;
 }
 
 ClientLimits Authenticator::LimitsOf(std::string_view client) const {
-  absl::MutexLock lock(&mutex_);
-  return table_->LimitsOf(client);
+  return Table()->LimitsOf(client);
 }
 
 absl::StatusOr<ClientUsage::Place> Authenticator::TakePlace(const std::string& client) {
@@ -88,7 +99,12 @@ absl::Status Authenticator::Load() {
   return absl::OkStatus();
 }
 
-std::shared_ptr<const ClientTable> Authenticator::CurrentTable() {
+std::shared_ptr<const ClientTable> Authenticator::Table() const {
+  absl::MutexLock lock(&mutex_);
+  return table_;
+}
+
+std::shared_ptr<const ClientTable> Authenticator::ReloadedTable() {
   absl::MutexLock lock(&mutex_);
   if (watched_.Changed(absl::Now())) {
     if (const absl::Status status = Load(); !status.ok()) {

@@ -36,13 +36,15 @@ class Authenticator {
                                                                const Logger& logger,
                                                                Metrics& metrics);
 
-  // The name of the client who calls, by the values of `authorization`; empty where no token is
-  // asked for. UNAUTHENTICATED if there is none or nobody has it: that is counted, and logged up to
-  // some times a second. The file is looked at again if that was a second or more ago; one that is
-  // bad is logged, and the last good one stays.
-  absl::StatusOr<std::string> Authenticate(std::string_view method_path,
-                                           absl::Span<const std::string_view> authorization);
+  // Of a call, by the values of its headers `authorization`. UNAUTHENTICATED if there is no token
+  // that somebody has, but for services that ask for none: that is counted, and logged up to some
+  // times a second. The file is looked at again if that was a second or more ago; one that is bad
+  // is logged, and the last good one stays.
+  absl::Status Check(std::string_view method_path,
+                     absl::Span<const std::string_view> authorization);
 
+  // Whose token that is; empty if it is nobody's.
+  std::string ClientName(std::string_view authorization) const;
   ClientLimits LimitsOf(std::string_view client) const;
   // RESOURCE_EXHAUSTED if the client has as many requests as it may.
   absl::StatusOr<ClientUsage::Place> TakePlace(const std::string& client);
@@ -50,7 +52,11 @@ class Authenticator {
  private:
   Authenticator(const std::string& tokens_file, const Logger& logger, Metrics& metrics);
   absl::Status Load() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::shared_ptr<const ClientTable> CurrentTable();
+  // What Check refuses with, of the headers alone.
+  static absl::Status Judge(const ClientTable& table,
+                            absl::Span<const std::string_view> authorization);
+  std::shared_ptr<const ClientTable> Table() const;
+  std::shared_ptr<const ClientTable> ReloadedTable();
   void CountRefusal(std::string_view method_path, const absl::Status& status);
 
   const std::string tokens_file_;

@@ -16,8 +16,8 @@ namespace {
 constexpr char kRequestIdHeader[] = "x-request-id";
 
 // Empty if there is none, or several.
-std::string OnlyHeader(const grpc::CallbackServerContext& context, const char* name) {
-  const auto [first, last] = context.client_metadata().equal_range(name);
+std::string OnlyHeader(const grpc::CallbackServerContext& rpc, const char* name) {
+  const auto [first, last] = rpc.client_metadata().equal_range(name);
   if (first == last || std::next(first) != last) return "";
   return std::string(first->second.data(), first->second.size());
 }
@@ -42,22 +42,24 @@ void AddCompletion(const Completion& completion, std::vector<LogField>& fields) 
 
 }  // namespace
 
-CallLog::CallLog(const Logger& logger, LogLevel level, std::string_view method,
-                 grpc::CallbackServerContext& context)
-    : logger_(logger),
+CallLog::CallLog(const ServiceContext& context, LogLevel level, std::string_view method,
+                 grpc::CallbackServerContext& rpc)
+    : logger_(context.logger),
       level_(level),
       method_(method),
-      context_(context),
-      peer_(context.peer()),
-      client_(ClientName(context)),
+      rpc_(rpc),
+      peer_(rpc.peer()),
+      client_(context.authenticator == nullptr
+                  ? ""
+                  : context.authenticator->ClientName(OnlyHeader(rpc, "authorization"))),
       start_(absl::Now()),
-      id_(OnlyHeader(context, kRequestIdHeader)),
-      trace_(ParseTraceparent(OnlyHeader(context, "traceparent"))) {
+      id_(OnlyHeader(rpc, kRequestIdHeader)),
+      trace_(ParseTraceparent(OnlyHeader(rpc, "traceparent"))) {
   if (id_.empty() || !CheckRequestId(id_).ok()) id_ = RandomRequestId();
 }
 
 void CallLog::EchoRequestId() {
-  if (!std::exchange(echoed_, true)) context_.AddInitialMetadata(kRequestIdHeader, id_);
+  if (!std::exchange(echoed_, true)) rpc_.AddInitialMetadata(kRequestIdHeader, id_);
 }
 
 grpc::Status CallLog::Finish(const absl::Status& status, std::string_view reason,
@@ -74,7 +76,7 @@ grpc::Status CallLog::Finish(const absl::Status& status, std::string_view reason
     fields.push_back({"parent_id", trace_->parent_id});
   }
   if (!client_.empty()) fields.push_back({"client", client_});
-  if (std::string name = CertificateName(context_); !name.empty()) {
+  if (std::string name = CertificateName(rpc_); !name.empty()) {
     fields.push_back({"certificate", std::move(name)});
   }
   fields.push_back({"peer", peer_});

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "runtime/engine/request.h"
 #include "server/logging.h"
+#include "server/service_context.h"
 #include "server/trace_context.h"
 
 namespace whit {
@@ -22,13 +23,13 @@ class CallLog {
  public:
   // `level` is that of the line if the call succeeds. The request's id is that of the header
   // x-request-id, which gateways make up, or a random one if there is none that can be used; a
-  // traceparent is taken over if it is well formed. `context` outlives this.
-  CallLog(const Logger& logger, LogLevel level, std::string_view method,
-          grpc::CallbackServerContext& context);
+  // traceparent is taken over if it is well formed. What is given outlives this.
+  CallLog(const ServiceContext& context, LogLevel level, std::string_view method,
+          grpc::CallbackServerContext& rpc);
 
   void set_request_id(std::string id) { id_ = std::move(id); }
   const std::string& request_id() const { return id_; }
-  // Whose token the call brought; empty if none was asked for.
+  // Whose token the call brought; empty if none was needed.
   const std::string& client() const { return client_; }
   absl::Time start() const { return start_; }
 
@@ -45,7 +46,7 @@ class CallLog {
   const Logger& logger_;
   const LogLevel level_;
   const std::string_view method_;
-  grpc::CallbackServerContext& context_;
+  grpc::CallbackServerContext& rpc_;
   const std::string peer_;
   const std::string client_;
   const absl::Time start_;

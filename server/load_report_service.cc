@@ -31,7 +31,7 @@ class ReportReactor final : public grpc::ServerWriteReactor<OrcaLoadReport> {
       : context_(context),
         model_(model),
         interval_(interval),
-        log_(context.logger, LogLevel::kDebug, kMethod, rpc) {}
+        log_(context, LogLevel::kDebug, kMethod, rpc) {}
 
   void Start() {
     log_.EchoRequestId();
@@ -108,7 +108,7 @@ grpc::ServerWriteReactor<OrcaLoadReport>* LoadReportService::StreamCoreMetrics(
     grpc::CallbackServerContext* rpc, const OrcaLoadReportRequest* request) {
   const ServingModel* const model = context_.model.load(std::memory_order_acquire);
   if (model == nullptr) {
-    CallLog log(context_.logger, LogLevel::kDebug, kMethod, *rpc);
+    CallLog log(context_, LogLevel::kDebug, kMethod, *rpc);
     AddRejectionTrailers(LoadingError(), *rpc);
     return new RefusingReactor(log.Finish(LoadingError(), RejectionReasonFor(LoadingError())));
   }

@@ -14,22 +14,13 @@
 namespace whit {
 namespace {
 
-constexpr char kClientProperty[] = "whit_client";
 constexpr size_t kHeaderOverheadBytes = 32;
 
 std::string_view ToView(const grpc_slice& slice) {
   return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
 }
 
-// Of a call, by its headers.
-struct CallCheck {
-  absl::Status status;
-  std::string client;
-  std::vector<grpc_metadata> consumed;  // headers that no service sees: tokens
-};
-
-CallCheck CheckHeaders(absl::Span<const grpc_metadata> headers, Authenticator* authenticator) {
-  CallCheck check;
+absl::Status CheckHeaders(absl::Span<const grpc_metadata> headers, Authenticator* authenticator) {
   size_t bytes = 0;
   std::string_view method_path;
   std::vector<std::string_view> authorization;
@@ -37,34 +28,24 @@ CallCheck CheckHeaders(absl::Span<const grpc_metadata> headers, Authenticator* a
     const std::string_view name = ToView(header.key), value = ToView(header.value);
     bytes += name.size() + value.size() + kHeaderOverheadBytes;
     if (name == ":path") method_path = value;
-    if (name == "authorization") {
-      authorization.push_back(value);
-      check.consumed.push_back(header);
-    }
+    if (name == "authorization") authorization.push_back(value);
   }
   if (bytes > kMaxMetadataBytes) {
-    check.status = absl::ResourceExhaustedError(absl::StrCat(
+    return absl::ResourceExhaustedError(absl::StrCat(
         "the call has ", bytes, " bytes of metadata; at most ", kMaxMetadataBytes, " are taken"));
-  } else if (authenticator != nullptr) {
-    absl::StatusOr<std::string> client = authenticator->Authenticate(method_path, authorization);
-    check.status = client.status();
-    if (client.ok()) check.client = *std::move(client);
   }
-  return check;
+  if (authenticator == nullptr) return absl::OkStatus();
+  return authenticator->Check(method_path, authorization);
 }
 
-// gRPC calls this for each call, on its own threads.
-void CheckCall(void* authenticator, grpc_auth_context* context, const grpc_metadata* headers,
+// gRPC calls this for each call, on its own threads. The context that it gives is not the call's
+// but the connection's, so what is found out cannot be left there.
+void CheckCall(void* authenticator, grpc_auth_context*, const grpc_metadata* headers,
                size_t num_headers, grpc_process_auth_metadata_done_cb done, void* user_data) {
-  const CallCheck check = CheckHeaders(absl::MakeConstSpan(headers, num_headers),
-                                       static_cast<Authenticator*>(authenticator));
-  if (!check.client.empty()) {
-    grpc_auth_context_add_property(context, kClientProperty, check.client.data(),
-                                   check.client.size());
-  }
-  done(user_data, check.consumed.data(), check.consumed.size(), nullptr, 0,
-       static_cast<grpc_status_code>(check.status.code()),
-       check.status.ok() ? nullptr : std::string(check.status.message()).c_str());
+  const absl::Status status = CheckHeaders(absl::MakeConstSpan(headers, num_headers),
+                                           static_cast<Authenticator*>(authenticator));
+  done(user_data, nullptr, 0, nullptr, 0, static_cast<grpc_status_code>(status.code()),
+       std::string(status.message()).c_str());
 }
 
 class ListenerCredentials final : public grpc::ServerCredentials {
@@ -122,11 +103,6 @@ class ListenerCredentials final : public grpc::ServerCredentials {
   grpc_server_credentials* const credentials_;
 };
 
-std::string FirstProperty(const grpc::ServerContextBase& context, const char* name) {
-  const std::vector<grpc::string_ref> values = context.auth_context()->FindPropertyValues(name);
-  return values.empty() ? "" : std::string(values.front().data(), values.front().size());
-}
-
 }  // namespace
 
 std::shared_ptr<grpc::ServerCredentials> PlaintextCredentials(Authenticator* authenticator) {
@@ -139,12 +115,10 @@ std::shared_ptr<grpc::ServerCredentials> TlsCredentials(TlsCertificateSource& ce
   return std::make_shared<ListenerCredentials>(certificates, ask_client_certificate, authenticator);
 }
 
-std::string ClientName(const grpc::ServerContextBase& context) {
-  return FirstProperty(context, kClientProperty);
-}
-
 std::string CertificateName(const grpc::ServerContextBase& context) {
-  return FirstProperty(context, GRPC_X509_CN_PROPERTY_NAME);
+  const std::vector<grpc::string_ref> names =
+      context.auth_context()->FindPropertyValues(GRPC_X509_CN_PROPERTY_NAME);
+  return names.empty() ? "" : std::string(names.front().data(), names.front().size());
 }
 
 }  // namespace whit

@@ -32,8 +32,6 @@ std::shared_ptr<grpc::ServerCredentials> TlsCredentials(TlsCertificateSource& ce
                                                         bool ask_client_certificate,
                                                         Authenticator* authenticator);
 
-// The client whose token a call brought; empty if it was let in without one.
-std::string ClientName(const grpc::ServerContextBase& context);
 // The common name of the certificate that a call's client has shown; empty if none.
 std::string CertificateName(const grpc::ServerContextBase& context);
 

@@ -9,7 +9,7 @@
 namespace whit {
 
 StreamReactor::StreamReactor(ServiceContext& context, grpc::CallbackServerContext* rpc)
-    : context_(context), rpc_(rpc), log_(context.logger, LogLevel::kInfo, "GenerateStream", *rpc) {}
+    : context_(context), rpc_(rpc), log_(context, LogLevel::kInfo, "GenerateStream", *rpc) {}
 
 void StreamReactor::Start(const grpc::ByteBuffer& request) {
   if (const absl::Status status = setup_.Read(request, *rpc_, context_, log_); !status.ok()) {

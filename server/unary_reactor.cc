@@ -13,7 +13,7 @@ UnaryReactor::UnaryReactor(ServiceContext& context, grpc::CallbackServerContext*
                            grpc::ByteBuffer* response, std::string_view method)
     : context_(context),
       rpc_(rpc),
-      log_(context.logger, LogLevel::kInfo, method, *rpc),
+      log_(context, LogLevel::kInfo, method, *rpc),
       response_(response) {}
 
 void UnaryReactor::StartCall(const ServingModel& model, size_t text_bytes,

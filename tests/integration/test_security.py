@@ -284,9 +284,11 @@ def test_every_service_asks_for_a_token_but_health(secured, authority):
 
 def test_the_log_tells_the_client_and_never_its_token(secured, authority):
     with tls_channel(secured.tls_address, authority) as channel:
-        generate(channel, bearer(TOKENS["batch"]), request_id="named")
+        for name in (*TOKENS, *TOKENS):  # over one connection
+            generate(channel, bearer(TOKENS[name]), request_id=f"of-{name}")
         generate(channel, bearer("t0psecret"))
-    assert secured.wait_for_event("request", id="named")["client"] == "batch"
+    for name in TOKENS:
+        assert secured.wait_for_event("request", id=f"of-{name}")["client"] == name
     secured.wait_for_event("request", reason="unauthenticated",
                            method="/whit.v1.TextGenerationService/GenerateStream")
     log = str(secured.log)
@@ -306,7 +308,10 @@ def test_a_plaintext_listener_asks_for_nothing(secured):
     with grpc.insecure_channel(secured.address) as channel:
         assert generate(channel, request_id="open").code == grpc.StatusCode.OK
         assert generate(channel, bearer("x")).code == grpc.StatusCode.OK
+        assert generate(channel, bearer(TOKENS["batch"]), request_id="known").code == (
+            grpc.StatusCode.OK)
     assert "client" not in secured.wait_for_event("request", id="open")
+    assert secured.wait_for_event("request", id="known")["client"] == "batch"
 
 
 def test_tokens_work_without_tls_on_this_machine(start, tiny_model, files, tmp_path):
@@ -433,32 +438,13 @@ def test_10000_bytes_of_metadata_are_refused(secured, authority):
         assert generate(channel, (("x", "y" * 10_000),)).code == EXHAUSTED
 
 
-def test_a_megabyte_of_metadata_is_refused(secured):
-    with Flat(secured, 8):
-        for _ in range(20):
-            with RawConnection(secured.address) as connection:
-                stream = connection.h2.get_next_available_stream_id()
-                connection.h2.remote_settings.acknowledge()
-                connection.h2.send_headers(
-                    stream, [(":method", "POST"), (":scheme", "http"), (":authority", "x"),
-                             (":path", "/whit.v1.TextGenerationService/Generate"),
-                             ("content-type", "application/grpc"), ("te", "trailers"),
-                             *((f"x-{n}", "y" * 10_000) for n in range(100))])
-                with contextlib.suppress(ConnectionError):
-                    connection.send()
-                    connection.socket.settimeout(TIMEOUT)
-                    for event in connection.events():
-                        if isinstance(event, (h2.events.StreamReset, h2.events.TrailersReceived,
-                                              h2.events.ResponseReceived)):
-                            break
-
-
 class RawConnection:
     """HTTP/2 without a client's good manners."""
 
     def __init__(self, address):
         host, port = address.split(":")
         self.socket = socket.create_connection((host, int(port)), TIMEOUT)
+        self.socket.settimeout(TIMEOUT)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         self.h2.initiate_connection()
         self.settings = {}
@@ -489,12 +475,29 @@ def test_a_ping_flood_is_ended(secured):
                     for _ in range(10_000):
                         connection.h2.ping(b"12345678")
                         connection.send()
-                connection.socket.settimeout(TIMEOUT)
                 with contextlib.suppress(ConnectionError):
                     for event in connection.events():
                         if isinstance(event, h2.events.ConnectionTerminated):
                             assert event.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
                             assert event.additional_data == b"too_many_pings"
+
+
+def test_a_megabyte_of_metadata_is_refused(secured):
+    with RawConnection(secured.address) as connection:
+        connection.h2.remote_settings.acknowledge()
+        connection.h2.send_headers(1, [
+            (":method", "POST"), (":scheme", "http"), (":authority", "whit"),
+            (":path", "/whit.v1.TextGenerationService/Generate"), ("te", "trailers"),
+            ("content-type", "application/grpc"), *((f"x-{n}", "y" * 10_000) for n in range(100))])
+        data = connection.h2.data_to_send()  # takes its time to encode
+    with Flat(secured, 8):
+        for _ in range(20):
+            with RawConnection(secured.address) as connection:
+                with contextlib.suppress(ConnectionError):  # it closes while we send
+                    connection.socket.sendall(data)
+                    connection.socket.shutdown(socket.SHUT_WR)
+                    while connection.socket.recv(65536):
+                        pass
 
 
 def test_a_gateway_may_ping_an_idle_connection(secured):
