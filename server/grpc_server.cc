@@ -4,9 +4,11 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
+#include <algorithm>
 #include <deque>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +20,9 @@
 namespace whit {
 namespace {
 
+// gRPC reads a message to its end before it finds it too large. It ends calls with
+// RESOURCE_EXHAUSTED once all that it holds of the network comes to this.
+constexpr size_t kMinBufferBytes = 64 << 20, kBufferedMessages = 8;
 // Of all headers of a call. Whoever sends more, gRPC loses the thread of, and ends the whole
 // connection at its next call: so a gateway's own bound should be lower. Up to here a call alone is
 // refused (kMaxMetadataBytes).
@@ -41,6 +46,13 @@ absl::Status ListenError(const std::vector<std::string>& addresses) {
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+  grpc::ResourceQuota memory("whitd");
+  memory.Resize(std::max(kMinBufferBytes, kBufferedMessages * options.max_message_bytes));
+  builder.SetResourceQuota(memory);
+  // A compressed message may be a thousand times as large as what is sent.
+  for (const grpc_compression_algorithm algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxTransportMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);

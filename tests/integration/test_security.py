@@ -392,33 +392,58 @@ def test_each_client_has_its_own_limits(start, slow_model, files):
 
 
 class Flat:
-    """The server's memory does not grow by more than `mebibytes` in here."""
+    """At no time in here the server's memory has grown by more than `mebibytes`."""
 
     def __init__(self, server, mebibytes):
         self._server, self._bytes = server, mebibytes << 20
 
+    def _peak(self):
+        with open(f"/proc/{self._server.process.pid}/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
     def __enter__(self):
-        self._before = self._server.info.memory_info().rss
+        with open(f"/proc/{self._server.process.pid}/clear_refs", "w") as peak:
+            peak.write("5")  # starts anew from now
+        self._before = self._peak()
 
     def __exit__(self, *error):
         if error[0] is None:
             self._server.check_alive()
-            assert self._server.info.memory_info().rss - self._before < self._bytes
+            assert self._peak() - self._before < self._bytes
 
 
 def test_a_message_of_100_mb_is_refused(secured, authority):
-    with Flat(secured, 16), tls_channel(secured.tls_address, authority) as channel:
+    with Flat(secured, 144), tls_channel(secured.tls_address, authority) as channel:
         data = b"x" * 100_000_000
-        for method in ("Generate", "Tokenize"):
-            call = channel.unary_unary(f"/whit.v1.TextGenerationService/{method}")
+        for method, _ in itertools.product(("Generate", "Tokenize"), range(2)):
+            call = channel.unary_stream(f"/whit.v1.TextGenerationService/{method}")
+            got = Stream(call(data, metadata=bearer(TOKENS["mobile"]), timeout=TIMEOUT))
+            assert got.code == EXHAUSTED and str(16 << 20) in got.details
+            assert Stream(call(data, timeout=TIMEOUT)).code == UNAUTHENTICATED
+
+
+def test_what_is_buffered_of_large_messages_is_bounded(start, slow_model):
+    """And the calls of others go on."""
+    server = start(slow_model, "--max-message-bytes=1M", "--kv-cache-bytes=256M")
+    with server.client(("grpc.use_local_subchannel_pool", 1)) as stub:
+        other = stub.GenerateStream(request("Hi", max_new_tokens=2000, ignore_eos=True))
+        next(other)
+        with Flat(server, 250), grpc.insecure_channel(server.address) as channel:
+            call = channel.unary_stream("/whit.v1.TextGenerationService/Generate")
+            data = b"x" * 400_000_000
             for _ in range(2):
-                with pytest.raises(grpc.RpcError) as error:
-                    call(data, metadata=bearer(TOKENS["mobile"]), timeout=TIMEOUT)
-                assert error.value.code() == EXHAUSTED
-                assert str(16 << 20) in error.value.details()
-            with pytest.raises(grpc.RpcError) as error:
-                call(data, timeout=TIMEOUT)
-            assert error.value.code() == UNAUTHENTICATED
+                assert Stream(call(data, timeout=TIMEOUT)).code == EXHAUSTED
+        next(other)
+        other.cancel()
+
+
+def test_what_is_compressed_is_refused(secured):
+    """A thousandth of what it holds would go over the wire."""
+    with Flat(secured, 8), grpc.insecure_channel(
+            secured.address, compression=grpc.Compression.Gzip) as channel:
+        got = Stream(channel.unary_stream("/whit.v1.TextGenerationService/Generate")(
+            b"\0" * 100_000_000, timeout=TIMEOUT))
+        assert got.code == grpc.StatusCode.UNIMPLEMENTED and "gzip" in got.details
 
 
 def test_10000_bytes_of_metadata_are_refused(secured, authority):
