@@ -1,8 +1,8 @@
 #include "server/authenticator.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -14,8 +14,6 @@
 namespace whit {
 namespace {
 
-// Those who try tokens must not fill the disk.
-constexpr int kLoggedRefusalsPerSecond = 10;
 constexpr size_t kLoggedMethodBytes = 200;
 
 absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
@@ -34,16 +32,16 @@ absl::StatusOr<std::string_view> BearerToken(std::string_view authorization) {
   return authorization.substr(kScheme.size());
 }
 
-absl::StatusOr<std::unique_ptr<Authenticator>> Authenticator::Create(
-    const std::string& tokens_file, const Logger& logger, Metrics& metrics) {
+absl::StatusOr<std::unique_ptr<Authenticator>> Authenticator::Create(const std::string& tokens_file,
+                                                                     const Logger& logger,
+                                                                     Metrics& metrics) {
   std::unique_ptr<Authenticator> authenticator(new Authenticator(tokens_file, logger, metrics));
   absl::MutexLock lock(&authenticator->mutex_);
   if (absl::Status status = authenticator->Load(); !status.ok()) return status;
   return authenticator;
 }
 
-Authenticator::Authenticator(const std::string& tokens_file, const Logger& logger,
-                             Metrics& metrics)
+Authenticator::Authenticator(const std::string& tokens_file, const Logger& logger, Metrics& metrics)
     : tokens_file_(tokens_file), logger_(logger), metrics_(metrics), watched_({tokens_file}) {}
 
 absl::Status Authenticator::Check(std::string_view method_path,
@@ -117,23 +115,14 @@ std::shared_ptr<const ClientTable> Authenticator::ReloadedTable() {
 
 void Authenticator::CountRefusal(std::string_view method_path, const absl::Status& status) {
   metrics_.CountRejection("unauthenticated");
-  int left_out = 0;
-  {
-    absl::MutexLock lock(&mutex_);
-    const absl::Time now = absl::Now();
-    if (now >= refusals_since_ && now < refusals_since_ + absl::Seconds(1)) {
-      if (++refusals_ > kLoggedRefusalsPerSecond) return;
-    } else {
-      left_out = std::max(0, refusals_ - kLoggedRefusalsPerSecond);
-      refusals_since_ = now;
-      refusals_ = 1;
-    }
-  }
-  std::vector<LogField> fields = {{"method", std::string(method_path.substr(0, kLoggedMethodBytes))},
-                                  {"code", absl::StatusCodeToString(status.code())},
-                                  {"reason", "unauthenticated"},
-                                  {"error", std::string(status.message())}};
-  if (left_out > 0) fields.push_back({"not_logged_before", int64_t{left_out}});
+  const std::optional<int64_t> left_out = refusal_log_.Admit(absl::Now());
+  if (!left_out) return;
+  std::vector<LogField> fields = {
+      {"method", std::string(method_path.substr(0, kLoggedMethodBytes))},
+      {"code", absl::StatusCodeToString(status.code())},
+      {"reason", "unauthenticated"},
+      {"error", std::string(status.message())}};
+  if (*left_out > 0) fields.push_back({"left_out_before", *left_out});
   logger_.Log(LogLevel::kInfo, "request", fields);
 }
 

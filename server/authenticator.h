@@ -11,10 +11,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/client_table.h"
 #include "server/client_usage.h"
+#include "server/log_limiter.h"
 #include "server/logging.h"
 #include "server/metrics.h"
 #include "server/watched_files.h"
@@ -37,8 +37,8 @@ class Authenticator {
                                                                Metrics& metrics);
 
   // Of a call, by the values of its headers `authorization`. UNAUTHENTICATED if there is no token
-  // that somebody has, but for services that ask for none: that is counted, and logged up to some
-  // times a second. The file is looked at again if that was a second or more ago; one that is bad
+  // that somebody has, but for services that ask for none: that is counted, and logged within
+  // limits. The file is looked at again if that was a second or more ago; one that is bad
   // is logged, and the last good one stays.
   absl::Status Check(std::string_view method_path,
                      absl::Span<const std::string_view> authorization);
@@ -63,13 +63,11 @@ class Authenticator {
   const Logger& logger_;
   Metrics& metrics_;
   ClientUsage usage_;
+  LogLimiter refusal_log_;
 
   mutable absl::Mutex mutex_;
   WatchedFiles watched_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const ClientTable> table_ ABSL_GUARDED_BY(mutex_);
-  // Refusals in the second that began then.
-  absl::Time refusals_since_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
-  int refusals_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace whit

@@ -36,9 +36,9 @@ class CallLog {
   // Adds the header x-request-id, once; before the first message, if it is to be there.
   void EchoRequestId();
 
-  // Does so if nobody has, writes the line and returns the status to finish with. `reason` says why it ended ("stop",
-  // "queue_full"). The message of an INTERNAL error gets the request's id, by which the log line is
-  // found.
+  // Does so if nobody has, writes the line and returns the status to finish with. `reason` says why
+  // it ended ("stop", "queue_full"). The message of an INTERNAL error gets the request's id, by
+  // which the log line is found.
   grpc::Status Finish(const absl::Status& status, std::string_view reason = "",
                       const Completion* completion = nullptr);
 

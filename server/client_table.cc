@@ -55,7 +55,8 @@ std::optional<int64_t> ParseCount(absl::string_view text) {
 }
 
 absl::Status ParseLimit(absl::string_view field, ClientLimits& limits) {
-  const std::pair<absl::string_view, absl::string_view> setting = absl::StrSplit(field, absl::MaxSplits('=', 1));
+  const std::pair<absl::string_view, absl::string_view> setting =
+      absl::StrSplit(field, absl::MaxSplits('=', 1));
   int64_t* limit = nullptr;
   if (setting.first == "max-requests") limit = &limits.max_requests;
   if (setting.first == "max-queued-prompt-tokens") limit = &limits.max_queued_prompt_tokens;
@@ -79,8 +80,9 @@ absl::StatusOr<ClientTable::Client> ParseClient(absl::string_view line) {
   const std::vector<absl::string_view> fields =
       absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
   if (!IsName(fields[0])) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a client's name has 1 to ", kMaxNameBytes, " letters, digits, dots, dashes and underscores"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a client's name has 1 to ", kMaxNameBytes,
+                     " letters, digits, dots, dashes and underscores"));
   }
   ClientTable::Client client{.name = std::string(fields[0]), .limits = {}};
   const std::optional<Sha256Digest> digest =

@@ -36,8 +36,8 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
   EngineCall(ServiceContext& context, Engine& engine, std::string client, Callbacks callbacks);
   ~EngineCall();
 
-  // Takes a place among its client's and in the queue, then calls `prepare` for the request, on another thread if there is
-  // much text to tokenize, and submits it.
+  // Takes a place among its client's and in the queue, then calls `prepare` for the request, on
+  // another thread if there is much text to tokenize, and submits it.
   void Start(size_t text_bytes, std::function<absl::StatusOr<Request>()> prepare);
 
   // The client has gone, or the server goes (`reason` then says so): the engine ends the request

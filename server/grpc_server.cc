@@ -20,8 +20,9 @@
 namespace whit {
 namespace {
 
-// gRPC reads a message to its end before it finds it too large. It ends calls with
-// RESOURCE_EXHAUSTED once all that it holds of the network comes to this.
+// gRPC reads a message to its end before it finds it too large. Once all that it holds of the
+// network comes to this, it ends calls with RESOURCE_EXHAUSTED until it holds less; it does not
+// choose them by size. Whoever has no token cannot bring it there.
 constexpr size_t kMinBufferBytes = 64 << 20, kBufferedMessages = 8;
 // Of all headers of a call. Whoever sends more, gRPC loses the thread of, and ends the whole
 // connection at its next call: so a gateway's own bound should be lower. Up to here a call alone is
@@ -84,8 +85,7 @@ class ChosenPlugins final : public grpc::ServerBuilderOption {
 // Addresses that a server will listen on, and the ports that the system then chooses.
 class Listeners {
  public:
-  void Add(const std::string& address,
-           const std::shared_ptr<grpc::ServerCredentials>& credentials,
+  void Add(const std::string& address, const std::shared_ptr<grpc::ServerCredentials>& credentials,
            grpc::ServerBuilder& builder) {
     // A deque: gRPC writes the port when the server starts.
     listeners_.push_back({address, 0});
@@ -132,11 +132,11 @@ absl::StatusOr<GrpcServer> StartGrpcServer(const ServerOptions& options,
   GrpcServer result;
   Listeners listeners, plaintext_listeners;
   for (const std::string& address : options.listen) {
-    result.credentials.push_back(
-        security.certificates == nullptr
-            ? PlaintextCredentials(security.authenticator)
-            : TlsCredentials(*security.certificates, !options.tls.client_ca.empty(),
-                             security.authenticator));
+    result.credentials.push_back(security.certificates == nullptr
+                                     ? PlaintextCredentials(security.authenticator)
+                                     : TlsCredentials(*security.certificates,
+                                                      !options.tls.client_ca.empty(),
+                                                      security.authenticator));
     listeners.Add(address, result.credentials.back(), builder);
   }
   for (const std::string& address : options.listen_plaintext) {

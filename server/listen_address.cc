@@ -75,8 +75,8 @@ absl::StatusOr<std::vector<std::string>> HostAddresses(const std::string& addres
     }
   });
   if (error != 0) {
-    return absl::UnavailableError(absl::StrCat("cannot resolve the host of ", address, ": ",
-                                               gai_strerror(error)));
+    return absl::UnavailableError(
+        absl::StrCat("cannot resolve the host of ", address, ": ", gai_strerror(error)));
   }
   return addresses;
 }

@@ -130,7 +130,9 @@ void AddSwitch(CLI::App& app, const std::string& flag, bool& variable, const std
 CLI::Option* AddListenFlag(CLI::App& app, const std::string& flag,
                            std::vector<std::string>& variable, const std::string& group,
                            const std::string& description) {
+  const std::string default_text = absl::StrJoin(variable, ",");
   return AddFlag(app, flag, variable, group, "ADDRESS", description)
+      ->default_str(default_text)
       ->delimiter(',')
       ->expected(1)
       ->take_all()
@@ -337,9 +339,8 @@ std::string CheckSecurity(const ServerOptions& options) {
     const absl::StatusOr<std::vector<std::string>> hosts = HostAddresses(address);
     if (!hosts.ok()) return absl::StrFormat("--listen: %s\n", hosts.status().message());
     if (hosts->size() > 1) {
-      return absl::StrFormat(
-          "--listen: %s stands for %s; with TLS, name each by itself\n", address,
-          absl::StrJoin(*hosts, " and "));
+      return absl::StrFormat("--listen: %s stands for %s; with TLS, name each by itself\n", address,
+                             absl::StrJoin(*hosts, " and "));
     }
   }
   return CheckExposure(options);

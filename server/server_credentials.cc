@@ -59,16 +59,15 @@ class ListenerCredentials final : public grpc::ServerCredentials {
       : certificates_(&certificates),
         credentials_(grpc_ssl_server_credentials_create_with_options(
             grpc_ssl_server_credentials_create_options_using_config_fetcher(
-                ask_client_certificate
-                    ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                    : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+                ask_client_certificate ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                       : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
                 FetchCertificate, this))) {
     CheckCallsWith(authenticator);
   }
   ~ListenerCredentials() override { grpc_server_credentials_release(credentials_); }
 
-  void SetAuthMetadataProcessor(
-      const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {}  // the authenticator is it
+  void SetAuthMetadataProcessor(const std::shared_ptr<grpc::AuthMetadataProcessor>&) override {
+  }  // the authenticator is it
 
  private:
   int AddPortToServer(const std::string& address, grpc_server* server) override {
@@ -77,8 +76,7 @@ class ListenerCredentials final : public grpc::ServerCredentials {
 
   void CheckCallsWith(Authenticator* authenticator) {
     grpc_server_credentials_set_auth_metadata_processor(
-        credentials_,
-        {.process = CheckCall, .destroy = [](void*) {}, .state = authenticator});
+        credentials_, {.process = CheckCall, .destroy = [](void*) {}, .state = authenticator});
   }
 
   // gRPC calls this before each handshake, for one of a listener's connections at a time, and

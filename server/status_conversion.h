@@ -35,20 +35,13 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 //   loading, draining                   the server is starting or going down
 //   other                               a defect
 inline constexpr std::array<std::string_view, 14> kRejectionReasons = {
-    "invalid",
-    "unimplemented",
-    "too_large",
-    "configuration",
-    "queue_full",
-    "queue_prompt_tokens",
-    "client_requests",
-    "client_queue_prompt_tokens",
-    "unauthenticated",
-    "deadline",
-    "tokenizer_busy",
-    "loading",
-    "draining",
-    "other"};
+    "invalid",         "unimplemented",
+    "too_large",       "configuration",
+    "queue_full",      "queue_prompt_tokens",
+    "client_requests", "client_queue_prompt_tokens",
+    "unauthenticated", "deadline",
+    "tokenizer_busy",  "loading",
+    "draining",        "other"};
 std::string RejectionReasonFor(const absl::Status& status);
 
 absl::Status LoadingError();

@@ -44,8 +44,9 @@ absl::StatusOr<std::vector<OpenSslPtr<X509>>> ParseCertificates(const std::strin
   ERR_clear_error();
   if (certificates.empty() || !at_end) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, certificates.empty() ? " holds no certificate in PEM"
-                                                : " holds something broken after its certificate ",
+        absl::StrCat(path,
+                     certificates.empty() ? " holds no certificate in PEM"
+                                          : " holds something broken after its certificate ",
                      certificates.empty() ? "" : absl::StrCat(certificates.size())));
   }
   return certificates;
@@ -85,15 +86,15 @@ absl::Status CheckKey(const TlsFiles& files, const std::string& pem, const X509&
   ERR_clear_error();
   if (key == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat(files.key, " holds no private key in PEM that can be read without a "
-                                "passphrase"));
+        absl::StrCat(files.key,
+                     " holds no private key in PEM that can be read without a "
+                     "passphrase"));
   }
   const bool matches = X509_check_private_key(&certificate, key.get()) == 1;
   ERR_clear_error();
   if (matches) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("the key in ", files.key,
-                                                 " is not that of the first certificate in ",
-                                                 files.certificate));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the key in ", files.key, " is not that of the first certificate in ", files.certificate));
 }
 
 }  // namespace
@@ -153,11 +154,11 @@ absl::Status TlsCertificateSource::Load(absl::Time now) {
   if (!loaded.ok()) return loaded.status();
   current_ = std::make_shared<const TlsCertificate>(*std::move(loaded));
   ++generation_;
-  logger_.Info("TLS certificate", {{"file", files_.certificate},
-                                   {"subject", current_->subject},
-                                   {"not_after", absl::FormatTime(absl::RFC3339_sec,
-                                                                  current_->not_after,
-                                                                  absl::UTCTimeZone())}});
+  logger_.Info("TLS certificate",
+               {{"file", files_.certificate},
+                {"subject", current_->subject},
+                {"not_after",
+                 absl::FormatTime(absl::RFC3339_sec, current_->not_after, absl::UTCTimeZone())}});
   on_loaded_(*current_);
   return absl::OkStatus();
 }

@@ -8,13 +8,13 @@ namespace {
 
 constexpr size_t kVersionDigits = 2, kTraceIdDigits = 32, kParentIdDigits = 16, kFlagsDigits = 2;
 // With a dash between any two.
-constexpr size_t kHeaderBytes = kVersionDigits + kTraceIdDigits + kParentIdDigits + kFlagsDigits + 3;
+constexpr size_t kHeaderBytes =
+    kVersionDigits + kTraceIdDigits + kParentIdDigits + kFlagsDigits + 3;
 
 // Upper case is not allowed.
 bool IsHex(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-  });
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
 bool IsId(std::string_view text) {

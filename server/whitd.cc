@@ -83,17 +83,17 @@ void LogReady(const ServerOptions& options, const Logger& logger, const ServingM
               const GrpcServer& grpc, const std::string& metrics_address,
               absl::Duration start_time) {
   const EngineOptions& engine = model.engine().options();
-  logger.Info(absl::StrFormat("ready in %.3f s", absl::ToDoubleSeconds(start_time)),
-              {{"listen", absl::StrJoin(grpc.addresses, ",")},
-               {"protection", Protection(options)},
-               {"listen_plaintext", grpc.plaintext_addresses.empty()
-                                        ? "off"
-                                        : absl::StrJoin(grpc.plaintext_addresses, ",")},
-               {"metrics", metrics_address},
-               {"model", model.config().name},
-               {"context_length", int64_t{model.config().context_length}},
-               {"kv_cache_bytes", static_cast<int64_t>(engine.kv_cache_bytes)},
-               {"kv_policy", engine.kv_policy.ToString()}});
+  logger.Info(
+      absl::StrFormat("ready in %.3f s", absl::ToDoubleSeconds(start_time)),
+      {{"listen", absl::StrJoin(grpc.addresses, ",")},
+       {"protection", Protection(options)},
+       {"listen_plaintext",
+        grpc.plaintext_addresses.empty() ? "off" : absl::StrJoin(grpc.plaintext_addresses, ",")},
+       {"metrics", metrics_address},
+       {"model", model.config().name},
+       {"context_length", int64_t{model.config().context_length}},
+       {"kv_cache_bytes", static_cast<int64_t>(engine.kv_cache_bytes)},
+       {"kv_policy", engine.kv_policy.ToString()}});
 }
 
 // Refuses new requests, lets running ones finish, and cancels what is left when the time is over.
@@ -143,11 +143,11 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   std::unique_ptr<ServingModel> model;
   GenerationService service(context);
   LoadReportService load_reports(context);
-  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(
-      options,
-      {.certificates = security->certificates.get(),
-       .authenticator = security->authenticator.get()},
-      {&service, &load_reports});
+  absl::StatusOr<GrpcServer> grpc =
+      StartGrpcServer(options,
+                      {.certificates = security->certificates.get(),
+                       .authenticator = security->authenticator.get()},
+                      {&service, &load_reports});
   if (!grpc.ok()) return grpc.status();
   AdoptLibraryLogs(&logger);
   std::string metrics_address = "off";

@@ -38,8 +38,7 @@ bool CanRun(const AdmissionLimits& limits, const AdmissionState& state,
 
 absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                                           const AdmissionState& state,
-                                          const AdmissionDemand& demand,
-                                          const ClientShare& share) {
+                                          const AdmissionDemand& demand, const ClientShare& share) {
   if (demand.bytes > limits.reservable_bytes) {
     return Rejection(absl::StatusCode::kInvalidArgument, "too_large",
                      absl::StrFormat("the request needs %d bytes of KV cache for its prompt and "

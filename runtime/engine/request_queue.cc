@@ -25,7 +25,8 @@ absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request,
                                               const RunningProgress& progress) {
   absl::MutexLock lock(&mutex_);
   const AdmissionDemand demand = DemandOf(request);
-  const absl::StatusOr<Admission> admission = DecideAdmission(limits_, state_, demand, ShareOf(request.request));
+  const absl::StatusOr<Admission> admission =
+      DecideAdmission(limits_, state_, demand, ShareOf(request.request));
   if (!admission.ok()) return admission.status();
   if (*admission == Admission::kWait) {
     const absl::Status in_time =

@@ -92,8 +92,7 @@ TEST(ClientTableTest, NamesTheLineThatIsBadAndNeverWhatIsInIt) {
 
 TEST(ClientTableTest, AFileThatLetsNobodyInIsAMistake) {
   for (const char* text : {"", "\n\n", "# mobile sha256:00\n"}) {
-    EXPECT_THAT(std::string(ClientTable::Parse(text).status().message()),
-                HasSubstr("no client"));
+    EXPECT_THAT(std::string(ClientTable::Parse(text).status().message()), HasSubstr("no client"));
   }
   std::string crowd;
   for (int i = 0; i <= 1000; ++i) crowd += Line("c", std::to_string(i));

@@ -45,23 +45,38 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
 }
 
 TEST(OptionsTest, TakesEveryFlag) {
-  const ParsedCommandLine parsed =
-      Parse({"--model=m.gguf",          "--listen=127.0.0.1:1,unix:/tmp/s",
-             "--listen=[::1]:2",        "--metrics-listen=off",
-             "--max-message-bytes=1M",  "--threads=3",
-             "--kv-cache-bytes=24M",    "--kv-policy=static:K4V4",
-             "--kv-policy-file=p",      "--kv-floor=K8V4",
-             "--kv-ring-tokens=64",     "--kv-target-bits=3.5",
-             "--kv-ring-rung=K4V4",     "--kv-sink-rung=K8V8",
-             "--max-cached-prefixes=2", "--max-running=5",
-             "--max-queue-requests=6",  "--max-queue-prompt-tokens=7",
-             "--max-step-tokens=80",    "--prefill-chunk-tokens=9",
-             "--drain-timeout=1m",      "--log-level=warn",
-             "--log-format=json",       "--max-streams-per-connection=11",
-             "--tls-certificate=c",     "--tls-key=k",
-             "--tls-client-ca=a",       "--auth-tokens-file=t",
-             "--reflection",            "--channelz",
-             "--insecure",              "--listen-plaintext=127.0.0.1:4,unix:/tmp/p"});
+  const ParsedCommandLine parsed = Parse({"--model=m.gguf",
+                                          "--listen=127.0.0.1:1,unix:/tmp/s",
+                                          "--listen=[::1]:2",
+                                          "--metrics-listen=off",
+                                          "--max-message-bytes=1M",
+                                          "--threads=3",
+                                          "--kv-cache-bytes=24M",
+                                          "--kv-policy=static:K4V4",
+                                          "--kv-policy-file=p",
+                                          "--kv-floor=K8V4",
+                                          "--kv-ring-tokens=64",
+                                          "--kv-target-bits=3.5",
+                                          "--kv-ring-rung=K4V4",
+                                          "--kv-sink-rung=K8V8",
+                                          "--max-cached-prefixes=2",
+                                          "--max-running=5",
+                                          "--max-queue-requests=6",
+                                          "--max-queue-prompt-tokens=7",
+                                          "--max-step-tokens=80",
+                                          "--prefill-chunk-tokens=9",
+                                          "--drain-timeout=1m",
+                                          "--log-level=warn",
+                                          "--log-format=json",
+                                          "--max-streams-per-connection=11",
+                                          "--tls-certificate=c",
+                                          "--tls-key=k",
+                                          "--tls-client-ca=a",
+                                          "--auth-tokens-file=t",
+                                          "--reflection",
+                                          "--channelz",
+                                          "--insecure",
+                                          "--listen-plaintext=127.0.0.1:4,unix:/tmp/p"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
@@ -213,8 +228,7 @@ TEST(OptionsTest, NothingIsOpenToOthersUnlessTold) {
   EXPECT_THAT(parse(tls, plaintext).text,
               HasSubstr("--listen-plaintext: 0.0.0.0:3 can be reached"));
   for (const char* address : {"127.0.0.1:3", "unix:/run/s"}) {
-    const ParsedCommandLine allowed =
-        parse(tls, {std::string("--listen-plaintext=") + address});
+    const ParsedCommandLine allowed = parse(tls, {std::string("--listen-plaintext=") + address});
     ASSERT_TRUE(allowed.options.has_value()) << allowed.text;
     EXPECT_THAT(allowed.options->listen_plaintext, ElementsAre(address));
   }
@@ -222,8 +236,7 @@ TEST(OptionsTest, NothingIsOpenToOthersUnlessTold) {
 
 TEST(OptionsTest, TlsFlagsGoTogether) {
   EXPECT_THAT(Parse({"--model=m", "--tls-certificate=c"}).text, HasSubstr("--tls-key is missing"));
-  EXPECT_THAT(Parse({"--model=m", "--tls-key=k"}).text,
-              HasSubstr("--tls-certificate is missing"));
+  EXPECT_THAT(Parse({"--model=m", "--tls-key=k"}).text, HasSubstr("--tls-certificate is missing"));
   EXPECT_THAT(Parse({"--model=m", "--tls-client-ca=a"}).text,
               HasSubstr("--tls-client-ca: --tls-certificate is missing"));
   EXPECT_EQ(Parse({"--model=m", "--tls-key=k"}).exit_status, kExitUsage);
