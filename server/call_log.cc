@@ -64,7 +64,11 @@ void CallLog::EchoRequestId() {
 
 grpc::Status CallLog::Finish(const absl::Status& status, std::string_view reason,
                              const Completion* completion) {
-  EchoRequestId();
+  if (status.ok()) {
+    EchoRequestId();
+  } else if (!std::exchange(echoed_, true)) {
+    rpc_.AddTrailingMetadata(kRequestIdHeader, id_);
+  }
   std::vector<LogField> fields = {{"id", id_},
                                   {"method", std::string(method_)},
                                   {"code", absl::StatusCodeToString(status.code())}};

@@ -33,10 +33,11 @@ class CallLog {
   const std::string& client() const { return client_; }
   absl::Time start() const { return start_; }
 
-  // Adds the header x-request-id, once; before the first message, if it is to be there.
+  // Tells the client the request's id before the first message. Not before it is sure that there is
+  // one: gRPC tries no call again of which it has got something.
   void EchoRequestId();
 
-  // Does so if nobody has, writes the line and returns the status to finish with. `reason` says why
+  // Tells the id now if that was not done before, writes the line and returns the status to finish with. `reason` says why
   // it ended ("stop", "queue_full"). The message of an INTERNAL error gets the request's id, by
   // which the log line is found.
   grpc::Status Finish(const absl::Status& status, std::string_view reason = "",

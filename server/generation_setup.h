@@ -52,7 +52,6 @@ struct GenerationSetup {
     if (absl::Status status = ParseMessage(bytes, proto); !status.ok()) return status;
     if (absl::Status status = CheckRequestId(proto.request_id()); !status.ok()) return status;
     if (!proto.request_id().empty()) log.set_request_id(proto.request_id());
-    log.EchoRequestId();
     if (absl::Status status = CheckPrompt(proto.prompt(), "prompt", *model); !status.ok()) {
       return status;
     }

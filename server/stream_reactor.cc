@@ -59,6 +59,7 @@ void StreamReactor::WriteNext() {
     }
     if (!broken_) {
       message_ = SerializeMessage(response);
+      log_.EchoRequestId();
       StartWrite(&message_);
       return;
     }
@@ -72,6 +73,7 @@ void StreamReactor::WriteLast(v1::GenerateStreamResponse response, const Complet
   if (!status.ok()) response.set_error_message(ToUtf8(ShortMessage(status)));
   response.set_request_id(log_.request_id());
   message_ = SerializeMessage(response);
+  log_.EchoRequestId();
   context_.load.OnEnded(call_->engine(), status, *rpc_);
   const grpc::Status final_status =
       log_.Finish(status, FinishReasonName(completion.reason), &completion);

@@ -418,7 +418,7 @@ def test_a_message_of_100_mb_is_refused(secured, authority):
         for method, _ in itertools.product(("Generate", "Tokenize"), range(2)):
             call = channel.unary_stream(f"/whit.v1.TextGenerationService/{method}")
             got = Stream(call(data, metadata=bearer(TOKENS["mobile"]), timeout=TIMEOUT))
-            assert got.code == EXHAUSTED and str(16 << 20) in got.details
+            assert got.code == EXHAUSTED
             assert Stream(call(data, timeout=TIMEOUT)).code == UNAUTHENTICATED
 
 
@@ -602,8 +602,11 @@ def test_a_call_is_found_by_its_trace_and_by_its_id(secured):
         assert call(made, ("x-request-id", "x" * 200)) != "x" * 200
         named = request("Hi", max_new_tokens=1, request_id="from-client")
         assert call(named, ("x-request-id", "from-gateway")) == "from-client"
-        refused = request("Hi", max_new_tokens=0)
-        assert secured.wait_for_event("request", id=call(refused))["reason"] == "invalid"
+        # In a header of its own gRPC would see the beginning of an answer, and not try again.
+        refused = stub.GenerateStream(request("Hi", max_new_tokens=0), timeout=TIMEOUT)
+        name = Stream(refused).trailers["x-request-id"]
+        assert refused.initial_metadata() == ()
+        assert secured.wait_for_event("request", id=name)["reason"] == "invalid"
         _, unary = stub.GetModel.with_call(pb.GetModelRequest(), metadata=[traceparent])
         line = secured.wait_for_event("request", id=dict(unary.initial_metadata())["x-request-id"])
         assert (line["method"], line["trace_id"]) == ("GetModel", TRACE_ID)

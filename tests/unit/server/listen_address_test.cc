@@ -31,8 +31,8 @@ TEST(ListenAddressTest, KnowsWhoCanConnect) {
     ASSERT_TRUE(IsLocal(address).ok()) << address;
     EXPECT_FALSE(*IsLocal(address)) << address;
   }
-  EXPECT_THAT(std::string(IsLocal("no.such.host.invalid:1").status().message()),
-              HasSubstr("no.such.host.invalid:1"));
+  EXPECT_THAT(std::string(IsLocal("no host:1").status().message()),
+              HasSubstr("the host of no host:1"));
 }
 
 TEST(ListenAddressTest, ResolvesHosts) {

@@ -111,13 +111,13 @@ TEST(OptionsTest, TakesEveryFlag) {
 TEST(OptionsTest, EnvironmentVariablesStandInForAbsentFlags) {
   const ScopedEnvironment model("WHIT_MODEL", "e.gguf");
   const ScopedEnvironment bytes("WHIT_KV_CACHE_BYTES", "2G");
-  const ScopedEnvironment listen("WHIT_LISTEN", "a:1,b:2");
+  const ScopedEnvironment listen("WHIT_LISTEN", "127.0.0.1:1,[::1]:2");
   const ScopedEnvironment ring("WHIT_KV_RING_TOKENS", "128");
   ParsedCommandLine parsed = Parse({});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   EXPECT_EQ(parsed.options->model_path, "e.gguf");
   EXPECT_EQ(parsed.options->kv_cache_bytes, uint64_t{2} << 30);
-  EXPECT_THAT(parsed.options->listen, ElementsAre("a:1", "b:2"));
+  EXPECT_THAT(parsed.options->listen, ElementsAre("127.0.0.1:1", "[::1]:2"));
   EXPECT_EQ(parsed.options->engine.kv_ring.tokens, 128);
 
   parsed = Parse({"--model=f.gguf", "--kv-cache-bytes=1G"});
