@@ -413,7 +413,7 @@ class Flat:
 
 
 def test_a_message_of_100_mb_is_refused(secured, authority):
-    with Flat(secured, 144), tls_channel(secured.tls_address, authority) as channel:
+    with Flat(secured, 250), tls_channel(secured.tls_address, authority) as channel:
         data = b"x" * 100_000_000
         for method, _ in itertools.product(("Generate", "Tokenize"), range(2)):
             call = channel.unary_stream(f"/whit.v1.TextGenerationService/{method}")
