@@ -37,9 +37,9 @@ class CallLog {
   // one: gRPC tries no call again of which it has got something.
   void EchoRequestId();
 
-  // Tells the id now if that was not done before, writes the line and returns the status to finish with. `reason` says why
-  // it ended ("stop", "queue_full"). The message of an INTERNAL error gets the request's id, by
-  // which the log line is found.
+  // Tells the id now if that was not done before, writes the line and returns the status to finish
+  // with. `reason` says why it ended ("stop", "queue_full"). The message of an INTERNAL error gets
+  // the request's id, by which the log line is found.
   grpc::Status Finish(const absl::Status& status, std::string_view reason = "",
                       const Completion* completion = nullptr);
 

@@ -1,108 +1,27 @@
-"""TLS, tokens, limits: who gets in, what they may do, and what whoever attacks gets."""
+"""TLS and tokens: who gets in, and what they may do."""
 
 import concurrent.futures
-import contextlib
-import hashlib
-import itertools
 import socket
 import ssl
 import threading
 import time
 
 import grpc
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.settings
 import pytest
 from certificates import Authority, replace
-from conftest import BIN_DIR
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from secured import (EXHAUSTED, TOKENS, UNAUTHENTICATED, bearer, generate, tls_channel,
+                     token_line)
 from test_start import fails
 from whit.v1 import text_generation_pb2 as pb
 from whit.v1 import text_generation_pb2_grpc as pb_grpc
-from whitd import TIMEOUT, Stream, Whitd, eventually, request
+from whitd import TIMEOUT, Stream, eventually, request
 from xds.service.orca.v3 import orca_pb2, orca_pb2_grpc
 
-UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
-EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-TOKENS = {"mobile": "m-9a0b1c", "batch": "b-2d3e4f"}
-
-
-def token_line(name, token, limits=""):
-    return f"{name} sha256:{hashlib.sha256(token.encode()).hexdigest()} {limits}\n"
-
-
-def bearer(token):
-    return (("authorization", f"Bearer {token}"),)
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return Authority()
-
-
-class Files:
-    """A server's certificate, key, client authority and tokens."""
-
-    def __init__(self, folder, authority):
-        self.certificate, self.key = folder / "server.pem", folder / "server.key"
-        self.client_ca, self.tokens = folder / "clients.pem", folder / "tokens"
-        self.write(authority.issue("whitd"))
-        self.client_ca.write_bytes(authority.certificate)
-        self.tokens.write_text("# who may call\n" + "".join(itertools.starmap(
-            token_line, TOKENS.items())))
-        self.tls = (f"--tls-certificate={self.certificate}", f"--tls-key={self.key}")
-
-    def write(self, issued):
-        replace(self.key, issued.key)
-        replace(self.certificate, issued.certificate)
-
-
-@pytest.fixture
-def files(tmp_path, authority):
-    return Files(tmp_path, authority)
-
-
-def open_besides(server):
-    """Has a server's own fixture methods use its plaintext listener."""
-    ready = server.wait_for_event("ready")
-    server.tls_address, server.address = server.address, ready["listen_plaintext"]
-    return server
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory, tiny_model, authority):
-    """TLS and tokens, and a plaintext listener."""
-    files = Files(tmp_path_factory.mktemp("secured"), authority)
-    server = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", *files.tls,
-                   f"--auth-tokens-file={files.tokens}", "--listen-plaintext=127.0.0.1:0",
-                   "--reflection", "--channelz")
-    server.files = files
-    yield open_besides(server)
-    assert server.stop() == 0
-
-
-@contextlib.contextmanager
-def tls_channel(address, authority, client=None, options=()):
-    credentials = grpc.ssl_channel_credentials(
-        authority.certificate, client and client.key, client and client.certificate)
-    with grpc.secure_channel(address, credentials, options) as channel:
-        yield channel
-
-
-def generate(channel, metadata=(), max_new_tokens=3, **options):
-    stub = pb_grpc.TextGenerationServiceStub(channel)
-    return Stream(stub.GenerateStream(
-        request("Hi", max_new_tokens=max_new_tokens, ignore_eos=True, **options),
-        metadata=metadata, timeout=TIMEOUT))
-
-
 # Starting.
 
 
@@ -388,180 +307,6 @@ def test_each_client_has_its_own_limits(start, slow_model, files):
             assert Stream(stream("one", max_new_tokens=1)).code == grpc.StatusCode.OK
 
 
-# Limits.
-
-
-class Flat:
-    """At no time in here the server's memory has grown by more than `mebibytes`."""
-
-    def __init__(self, server, mebibytes):
-        self._server, self._bytes = server, mebibytes << 20
-
-    def _peak(self):
-        with open(f"/proc/{self._server.process.pid}/status") as status:
-            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
-
-    def __enter__(self):
-        with open(f"/proc/{self._server.process.pid}/clear_refs", "w") as peak:
-            peak.write("5")  # starts anew from now
-        self._before = self._peak()
-
-    def __exit__(self, *error):
-        if error[0] is None:
-            self._server.check_alive()
-            assert self._peak() - self._before < self._bytes
-
-
-def test_a_message_of_100_mb_is_refused(secured, authority):
-    with Flat(secured, 250), tls_channel(secured.tls_address, authority) as channel:
-        data = b"x" * 100_000_000
-        for method, _ in itertools.product(("Generate", "Tokenize"), range(2)):
-            call = channel.unary_stream(f"/whit.v1.TextGenerationService/{method}")
-            got = Stream(call(data, metadata=bearer(TOKENS["mobile"]), timeout=TIMEOUT))
-            assert got.code == EXHAUSTED
-            assert Stream(call(data, timeout=TIMEOUT)).code == UNAUTHENTICATED
-
-
-def test_what_is_buffered_of_large_messages_is_bounded(start, tiny_model):
-    server = start(tiny_model, "--max-message-bytes=1M", "--kv-cache-bytes=16M")
-    with Flat(server, 200), grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_stream("/whit.v1.TextGenerationService/Generate")
-        data = b"x" * 400_000_000
-        assert Stream(call(data, timeout=TIMEOUT)).code == EXHAUSTED
-
-
-def test_what_is_compressed_is_refused(secured):
-    """A thousandth of what it holds would go over the wire."""
-    with Flat(secured, 8), grpc.insecure_channel(
-            secured.address, compression=grpc.Compression.Gzip) as channel:
-        got = Stream(channel.unary_stream("/whit.v1.TextGenerationService/Generate")(
-            b"\0" * 100_000_000, timeout=TIMEOUT))
-        assert got.code == grpc.StatusCode.UNIMPLEMENTED and "gzip" in got.details
-
-
-def test_10000_bytes_of_metadata_are_refused(secured, authority):
-    """And the other calls of the connection go on."""
-    with Flat(secured, 8), tls_channel(secured.tls_address, authority) as channel:
-        token = bearer(TOKENS["mobile"])
-        reports = orca_pb2_grpc.OpenRcaServiceStub(channel).StreamCoreMetrics(
-            orca_pb2.OrcaLoadReportRequest(), metadata=token)
-        next(reports)
-        for _ in range(50):
-            got = generate(channel, (*token, ("x", "y" * 10_000)))
-            assert got.code == EXHAUSTED and "bytes of metadata; at most 8192" in got.details
-        assert generate(channel, (*token, ("x", "y" * 4_000))).code == grpc.StatusCode.OK
-        next(reports)
-        reports.cancel()
-    with grpc.insecure_channel(secured.address) as channel:
-        assert generate(channel, (("x", "y" * 10_000),)).code == EXHAUSTED
-
-
-class RawConnection:
-    """HTTP/2 without a client's good manners."""
-
-    def __init__(self, address):
-        host, port = address.split(":")
-        self.socket = socket.create_connection((host, int(port)), TIMEOUT)
-        self.socket.settimeout(TIMEOUT)
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
-        self.h2.initiate_connection()
-        self.settings = {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.socket.close()
-
-    def send(self):
-        self.socket.sendall(self.h2.data_to_send())
-
-    def events(self):
-        """Until the server closes the connection."""
-        while data := self.socket.recv(65536):
-            for event in self.h2.receive_data(data):
-                yield event
-            self.send()
-
-
-def test_a_ping_flood_is_ended(secured):
-    with Flat(secured, 8):
-        for _ in range(10):
-            with RawConnection(secured.address) as connection:
-                connection.send()
-                with contextlib.suppress(ConnectionError):  # it closes while we send
-                    for _ in range(10_000):
-                        connection.h2.ping(b"12345678")
-                        connection.send()
-                with contextlib.suppress(ConnectionError):
-                    for event in connection.events():
-                        if isinstance(event, h2.events.ConnectionTerminated):
-                            assert event.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
-                            assert event.additional_data == b"too_many_pings"
-
-
-def test_a_megabyte_of_metadata_is_refused(secured):
-    with RawConnection(secured.address) as connection:
-        connection.h2.remote_settings.acknowledge()
-        connection.h2.send_headers(1, [
-            (":method", "POST"), (":scheme", "http"), (":authority", "whit"),
-            (":path", "/whit.v1.TextGenerationService/Generate"), ("te", "trailers"),
-            ("content-type", "application/grpc"), *((f"x-{n}", "y" * 10_000) for n in range(100))])
-        data = connection.h2.data_to_send()  # takes its time to encode
-    with Flat(secured, 8):
-        for _ in range(20):
-            with RawConnection(secured.address) as connection:
-                with contextlib.suppress(ConnectionError):  # it closes while we send
-                    connection.socket.sendall(data)
-                    connection.socket.shutdown(socket.SHUT_WR)
-                    while connection.socket.recv(65536):
-                        pass
-
-
-def test_a_gateway_may_ping_an_idle_connection(secured):
-    """Every 10 s: gRPC's own bound without calls would be two hours."""
-    with RawConnection(secured.address) as connection:
-        connection.send()
-        connection.h2.ping(b"12345678")
-        connection.send()
-        answers = (event for event in connection.events()
-                   if isinstance(event, h2.events.PingAckReceived))
-        assert next(answers).ping_data == b"12345678"
-
-
-def test_streams_of_a_connection_are_bounded(start, secured, tiny_model):
-    def bound(server):
-        with RawConnection(server.address) as connection:
-            connection.send()
-            for event in connection.events():
-                if isinstance(event, h2.events.RemoteSettingsChanged):
-                    code = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
-                    return event.changed_settings[code].new_value
-
-    assert bound(secured) == 1024
-    server = start(tiny_model, "--max-streams-per-connection=3")
-    assert bound(server) == 3
-    with server.client() as stub:  # the client holds back what is too much
-        calls = [stub.Generate.future(request("Hi", unary=True, max_new_tokens=5), timeout=TIMEOUT)
-                 for _ in range(12)]
-        assert all(call.result().usage.completion_tokens == 5 for call in calls)
-
-
-def test_noise_on_the_sockets_is_shrugged_off(secured):
-    noise = [b"", b"\x00" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00" + b"\xff" * 500,
-             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000]
-    with Flat(secured, 8):
-        for address, data in itertools.product((secured.address, secured.tls_address), noise * 20):
-            host, port = address.split(":")
-            with socket.create_connection((host, int(port)), TIMEOUT) as peer:
-                with contextlib.suppress(ConnectionError):
-                    peer.sendall(data)
-                    peer.shutdown(socket.SHUT_WR)
-                    peer.settimeout(TIMEOUT)
-                    while peer.recv(65536):
-                        pass
-
-
 def test_reflection_and_channelz_are_there_only_where_asked_for(start, tiny_model):
     server = start(tiny_model)
     with grpc.insecure_channel(server.address) as channel:
@@ -570,53 +315,6 @@ def test_reflection_and_channelz_are_there_only_where_asked_for(start, tiny_mode
             with pytest.raises(grpc.RpcError) as error:
                 channel.unary_unary(method)(b"", timeout=TIMEOUT)
             assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
-# Tracing.
-
-
-TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-def test_a_call_is_found_by_its_trace_and_by_its_id(secured):
-    with grpc.insecure_channel(secured.address) as channel:
-        stub = pb_grpc.TextGenerationServiceStub(channel)
-
-        def call(made, *metadata):
-            done = stub.GenerateStream(made, metadata=metadata, timeout=TIMEOUT)
-            Stream(done)
-            return dict(done.initial_metadata())["x-request-id"]
-
-        made = request("Hi", max_new_tokens=3, ignore_eos=True)
-        traceparent = ("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01")
-        line = secured.wait_for_event("request", id=call(made, traceparent))
-        assert (line["trace_id"], line["parent_id"]) == (TRACE_ID, PARENT_ID)
-        assert line["ttft_s"] >= line["prefill_s"] > 0
-        for bad in (f"00-{'0' * 32}-{PARENT_ID}-01", "x" * 55, ""):
-            line = secured.wait_for_event("request", id=call(made, ("traceparent", bad)))
-            assert "trace_id" not in line
-
-        # Whoever names a request: the message, or else a gateway's header.
-        assert call(made, ("x-request-id", "from-gateway")) == "from-gateway"
-        secured.wait_for_event("request", id="from-gateway")
-        assert call(made, ("x-request-id", "x" * 200)) != "x" * 200
-        named = request("Hi", max_new_tokens=1, request_id="from-client")
-        assert call(named, ("x-request-id", "from-gateway")) == "from-client"
-        # In a header of its own gRPC would see the beginning of an answer, and not try again.
-        refused = stub.GenerateStream(request("Hi", max_new_tokens=0), timeout=TIMEOUT)
-        name = Stream(refused).trailers["x-request-id"]
-        assert refused.initial_metadata() == ()
-        assert secured.wait_for_event("request", id=name)["reason"] == "invalid"
-        _, unary = stub.GetModel.with_call(pb.GetModelRequest(), metadata=[traceparent])
-        line = secured.wait_for_event("request", id=dict(unary.initial_metadata())["x-request-id"])
-        assert (line["method"], line["trace_id"]) == ("GetModel", TRACE_ID)
-
-        reports = orca_pb2_grpc.OpenRcaServiceStub(channel).StreamCoreMetrics(
-            orca_pb2.OrcaLoadReportRequest(), metadata=[traceparent])
-        next(reports)
-        reports.cancel()
-        line = secured.wait_for_event("request", method="StreamCoreMetrics", trace_id=TRACE_ID)
-        assert (line["code"], line["reason"]) == ("CANCELLED", "cancelled")
 
 
 # The client `whit`.
