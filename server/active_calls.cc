@@ -20,11 +20,12 @@ void ActiveCalls::CancelAll(const absl::Status& reason) {
   for (EngineCall* call : calls_) call->Cancel(reason);
 }
 
-void ActiveCalls::Cancel(const absl::flat_hash_set<std::string>& request_ids,
+void ActiveCalls::Cancel(std::string_view client,
+                         const absl::flat_hash_set<std::string>& request_ids,
                          const absl::Status& reason) {
   absl::MutexLock lock(&mutex_);
   for (EngineCall* call : calls_) {
-    if (request_ids.contains(call->request_id())) call->Cancel(reason);
+    if (call->client() == client && request_ids.contains(call->request_id())) call->Cancel(reason);
   }
 }
 

@@ -4,6 +4,7 @@
 #define WHIT_SERVER_ACTIVE_CALLS_H_
 
 #include <string>
+#include <string_view>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
@@ -21,8 +22,9 @@ class ActiveCalls {
   void Add(EngineCall* call);
   void Remove(EngineCall* call);
   void CancelAll(const absl::Status& reason);
-  // Those that have one of these request ids; there may be none.
-  void Cancel(const absl::flat_hash_set<std::string>& request_ids, const absl::Status& reason);
+  // Those of the client that have one of these request ids; there may be none.
+  void Cancel(std::string_view client, const absl::flat_hash_set<std::string>& request_ids,
+              const absl::Status& reason);
   // Waits until the last one is gone, its status sent; false if `deadline` came first.
   bool WaitUntilNone(absl::Time deadline);
 

@@ -29,7 +29,7 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start);
 
 // Counts and logs a call that was turned away, adds its trailers, and returns its status.
-grpc::Status Reject(const absl::Status& status, ServiceContext& context, const CallLog& log,
+grpc::Status Reject(const absl::Status& status, ServiceContext& context, CallLog& log,
                     grpc::CallbackServerContext& rpc);
 
 // How a call that went through the engine ended: its completion's status, or why the server

@@ -9,13 +9,13 @@ namespace whit {
 
 StreamReactor::StreamReactor(ServiceContext& context, grpc::CallbackServerContext* rpc,
                              std::string_view method)
-    : context_(context), rpc_(rpc), log_(context.logger, LogLevel::kInfo, method, *rpc) {}
+    : context_(context), rpc_(rpc), log_(context, LogLevel::kInfo, method, *rpc) {}
 
 void StreamReactor::StartGenerations(const ServingModel& model, int generations, size_t text_bytes,
                                      const std::function<absl::StatusOr<Request>(int)>& prepare) {
   for (int i = 0; i < generations; ++i) {
     calls_.push_back(std::make_shared<EngineCall>(
-        context_, model.engine(), log_.request_id(),
+        context_, model.engine(), log_.client(), log_.request_id(),
         EngineCall::Callbacks{.on_rejected =
                                   [this, i](const absl::Status& status) {
                                     OnEvent({i, status});
@@ -93,6 +93,7 @@ void StreamReactor::Handle(const Event& event) {
   absl::Status status;
   if (delivery.completion) status = FinalStatus(*delivery.completion, call.cancel_reason());
   AddMessages(event.generation, delivery, status, messages_);
+  if (!messages_.empty()) log_.EchoRequestId();
   if (!delivery.completion) return;
   ++ended_;
   const grpc::Status final_status =

@@ -28,7 +28,7 @@ grpc::ServerUnaryReactor* Answer(ServiceContext& context, std::string_view metho
                                  grpc::CallbackServerContext* rpc, const grpc::ByteBuffer& bytes,
                                  grpc::ByteBuffer* response, Handler handler) {
   grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
-  const auto log = std::make_shared<CallLog>(context.logger, level, method, *rpc);
+  const auto log = std::make_shared<CallLog>(context, level, method, *rpc);
   const auto fail = [rpc, reactor, log](const absl::Status& status) {
     AddRejectionTrailers(status, *rpc);
     reactor->Finish(log->Finish(status, RejectionReasonFor(status)));

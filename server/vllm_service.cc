@@ -25,8 +25,8 @@ constexpr size_t kChunkBytes = 64 << 10;
 // GetTokenizer. Owns itself; gone after OnDone.
 class ArchiveReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  ArchiveReactor(const ServiceContext& context, const grpc::CallbackServerContext& rpc)
-      : log_(context.logger, LogLevel::kInfo, "VllmEngine.GetTokenizer", rpc) {}
+  ArchiveReactor(const ServiceContext& context, grpc::CallbackServerContext& rpc)
+      : log_(context, LogLevel::kInfo, "VllmEngine.GetTokenizer", rpc) {}
 
   void Refuse(const absl::Status& status, grpc::CallbackServerContext& rpc) {
     AddRejectionTrailers(status, rpc);
@@ -36,6 +36,7 @@ class ArchiveReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   // `archive` outlives the reactor.
   void Send(const TokenizerArchive& archive) {
     archive_ = &archive;
+    log_.EchoRequestId();
     WriteNext();
   }
 
@@ -62,7 +63,7 @@ class ArchiveReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     StartWrite(&message_);
   }
 
-  const CallLog log_;
+  CallLog log_;
   const TokenizerArchive* archive_ = nullptr;
   size_t sent_ = 0;
   grpc::ByteBuffer message_;  // being written
@@ -80,14 +81,22 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* VllmService::Generate(grpc::Callback
 grpc::ServerUnaryReactor* VllmService::Abort(grpc::CallbackServerContext* rpc,
                                              const grpc::ByteBuffer* request,
                                              grpc::ByteBuffer* response) {
-  const auto abort = [this](const vllm::AbortRequest& abort,
-                            const ServingModel&) -> absl::StatusOr<vllm::AbortResponse> {
-    context_.active_calls.Cancel({abort.request_ids().begin(), abort.request_ids().end()},
-                                 absl::CancelledError("the client aborted the request"));
-    return vllm::AbortResponse();
-  };
-  return Answer<vllm::AbortRequest>(context_, "VllmEngine.Abort", LogLevel::kInfo, rpc, *request,
-                                    response, abort);
+  grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
+  CallLog log(context_, LogLevel::kInfo, "VllmEngine.Abort", *rpc);
+  vllm::AbortRequest abort;
+  absl::Status status = ParseMessage(*request, abort);
+  if (context_.model.load(std::memory_order_acquire) == nullptr) status = LoadingError();
+  if (!status.ok()) {
+    AddRejectionTrailers(status, *rpc);
+    reactor->Finish(log.Finish(status, RejectionReasonFor(status)));
+    return reactor;
+  }
+  context_.active_calls.Cancel(log.client(),
+                               {abort.request_ids().begin(), abort.request_ids().end()},
+                               absl::CancelledError("the client aborted the request"));
+  *response = SerializeMessage(vllm::AbortResponse());
+  reactor->Finish(log.Finish(absl::OkStatus()));
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* VllmService::HealthCheck(grpc::CallbackServerContext* rpc,

@@ -33,7 +33,7 @@ class VllmService final : public RawVllmService {
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* rpc,
                                                        const grpc::ByteBuffer* request) override;
-  // Ends calls by their request ids, whichever service they came to.
+  // Ends calls of the same client by their request ids, whichever service they came to.
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* rpc, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
   // Not healthy while the model is being loaded and while the server drains.

@@ -13,6 +13,7 @@ import grpc
 import pytest
 import tokenizers
 from conftest import make_model
+from secured import TOKENS, bearer
 from vllm.grpc.engine import vllm_engine_pb2 as vllm
 from vllm.grpc.engine import vllm_engine_pb2_grpc as vllm_grpc
 from whit.v1 import text_generation_pb2 as pb
@@ -305,6 +306,19 @@ def test_abort_ends_a_generation_by_itself(start, slow_model):
         next(second)
         second.cancel()
         server.wait_until_empty()
+
+
+def test_a_client_aborts_its_own_calls_alone(start, slow_model, files):
+    server = start(slow_model, "--kv-cache-bytes=1G", f"--auth-tokens-file={files.tokens}")
+    mobile, batch = (bearer(TOKENS[name]) for name in ("mobile", "batch"))
+    with engine(server) as stub:
+        call = stub.Generate(generate_request(request_id="mine", **LONG), metadata=mobile)
+        next(call)
+        stub.Abort(vllm.AbortRequest(request_ids=["mine"]), metadata=batch)
+        server.wait_for_event("request", method="VllmEngine.Abort", client="batch")
+        next(call)
+        stub.Abort(vllm.AbortRequest(request_ids=["mine"]), metadata=mobile)
+        assert Answer(call).code == grpc.StatusCode.CANCELLED
 
 
 def test_a_full_server_turns_away(full_server):

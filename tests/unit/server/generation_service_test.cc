@@ -23,7 +23,7 @@ class LoadingServerTest : public ::testing::Test {
     ServerOptions options;
     options.listen = {"127.0.0.1:0"};
     absl::StatusOr<GrpcServer> started =
-        StartGrpcServer(options, {&service_, &vllm_service_, &load_reports_});
+        StartGrpcServer(options, {}, {&service_, &vllm_service_, &load_reports_});
     EXPECT_TRUE(started.ok()) << started.status();
     grpc_ = *std::move(started);
     channel_ = grpc::CreateChannel(grpc_.addresses[0], grpc::InsecureChannelCredentials());
@@ -174,7 +174,7 @@ TEST_F(LoadingServerTest, AnAddressThatIsTakenIsNamed) {
   ServerOptions options;
   options.listen = {"127.0.0.1:0", grpc_.addresses[0]};
   GenerationService other(context_);
-  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {&other});
+  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {}, {&other});
   EXPECT_EQ(started.status(), absl::UnavailableError("cannot listen on " + grpc_.addresses[0] +
                                                      ": Address already in use"));
 }
