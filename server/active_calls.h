@@ -3,6 +3,9 @@
 #ifndef WHIT_SERVER_ACTIVE_CALLS_H_
 #define WHIT_SERVER_ACTIVE_CALLS_H_
 
+#include <string>
+#include <string_view>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
@@ -19,6 +22,9 @@ class ActiveCalls {
   void Add(EngineCall* call);
   void Remove(EngineCall* call);
   void CancelAll(const absl::Status& reason);
+  // Those of the client that have one of these request ids; there may be none.
+  void Cancel(std::string_view client, const absl::flat_hash_set<std::string>& request_ids,
+              const absl::Status& reason);
   // Waits until the last one is gone, its status sent; false if `deadline` came first.
   bool WaitUntilNone(absl::Time deadline);
 

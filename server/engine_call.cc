@@ -5,9 +5,12 @@
 #include "server/status_conversion.h"
 
 namespace whit {
-EngineCall::EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks)
+EngineCall::EngineCall(ServiceContext& context, Engine& engine, std::string client,
+                       std::string request_id, Callbacks callbacks)
     : context_(context),
       engine_(engine),
+      client_(std::move(client)),
+      request_id_(std::move(request_id)),
       callbacks_(std::move(callbacks)),
       sink_(std::make_shared<TokenSink>(
           [&delivering = context_.delivering, on_ready = callbacks_.on_ready] {
@@ -19,9 +22,17 @@ EngineCall::EngineCall(ServiceContext& context, Engine& engine, Callbacks callba
 EngineCall::~EngineCall() { context_.active_calls.Remove(this); }
 
 void EngineCall::Start(size_t text_bytes, std::function<absl::StatusOr<Request>()> prepare) {
+  if (!client_.empty()) {
+    absl::StatusOr<ClientUsage::Place> place = context_.authenticator->TakePlace(client_);
+    if (!place.ok()) {
+      Reject(place.status());
+      return;
+    }
+    place_ = *std::move(place);
+  }
   absl::StatusOr<Engine::Ticket> ticket = engine_.Admit();
   if (!ticket.ok()) {
-    callbacks_.on_rejected(ticket.status());
+    Reject(ticket.status());
     return;
   }
   if (text_bytes <= kInlineTextBytes) {
@@ -34,24 +45,29 @@ void EngineCall::Start(size_t text_bytes, std::function<absl::StatusOr<Request>(
         self->PrepareAndSubmit(std::move(ticket), prepare);
       },
       kMaxPendingTexts);
-  if (!posted) callbacks_.on_rejected(TokenizerBusyError());
+  if (!posted) Reject(TokenizerBusyError());
 }
 
 void EngineCall::PrepareAndSubmit(Engine::Ticket ticket,
                                   const std::function<absl::StatusOr<Request>()>& prepare) {
   if (const absl::Status reason = cancel_reason(); !reason.ok()) {
-    callbacks_.on_rejected(reason);
+    Reject(reason);
     return;
   }
   absl::StatusOr<Request> request = prepare();
   if (!request.ok()) {
-    callbacks_.on_rejected(request.status());
+    Reject(request.status());
     return;
+  }
+  if (!client_.empty()) {
+    request->client = client_;
+    request->client_max_waiting_prompt_tokens =
+        context_.authenticator->LimitsOf(client_).max_queued_prompt_tokens;
   }
   const absl::StatusOr<uint64_t> number =
       engine_.Submit(std::move(ticket), *std::move(request), sink_);
   if (!number.ok()) {
-    callbacks_.on_rejected(number.status());
+    Reject(number.status());
     return;
   }
   context_.load.OnSubmitted(engine_);
@@ -60,6 +76,17 @@ void EngineCall::PrepareAndSubmit(Engine::Ticket ticket,
   absl::MutexLock lock(&mutex_);
   request_number_ = *number;
   if (!cancel_reason_.ok()) engine_.Cancel(*number);
+}
+
+TokenSink::Delivery EngineCall::Take() {
+  TokenSink::Delivery delivery = sink_->Take();
+  if (delivery.completion) place_.reset();
+  return delivery;
+}
+
+void EngineCall::Reject(const absl::Status& status) {
+  place_.reset();
+  callbacks_.on_rejected(status);
 }
 
 void EngineCall::Cancel(absl::Status reason) {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -31,29 +32,40 @@ class EngineCall : public std::enable_shared_from_this<EngineCall> {
     std::function<void()> on_ready;
   };
 
-  EngineCall(ServiceContext& context, Engine& engine, Callbacks callbacks);
+  // Both are the log's. `client`: whose limits count; empty: nobody's. `request_id`: by which the
+  // call may be cancelled (ActiveCalls).
+  EngineCall(ServiceContext& context, Engine& engine, std::string client, std::string request_id,
+             Callbacks callbacks);
   ~EngineCall();
 
-  // Takes a place in the queue, then calls `prepare` for the request, on another thread if there is
-  // much text to tokenize, and submits it.
+  // Takes a place among its client's and in the queue, then calls `prepare` for the request, on
+  // another thread if there is much text to tokenize, and submits it.
   void Start(size_t text_bytes, std::function<absl::StatusOr<Request>()> prepare);
 
   // The client has gone, or the server goes (`reason` then says so): the engine ends the request
   // at its next step. Nothing happens if it has ended already.
   void Cancel(absl::Status reason = absl::CancelledError("the client cancelled the call"));
 
+  const std::string& client() const { return client_; }
+  const std::string& request_id() const { return request_id_; }
   const Engine& engine() const { return engine_; }
-  TokenSink::Delivery Take() { return sink_->Take(); }
+  TokenSink::Delivery Take();
   // What Cancel was first called with; OK if it was not.
   absl::Status cancel_reason() const;
 
  private:
+  void Reject(const absl::Status& status);
   void PrepareAndSubmit(Engine::Ticket ticket,
                         const std::function<absl::StatusOr<Request>()>& prepare);
 
   ServiceContext& context_;
   Engine& engine_;
+  const std::string client_;
+  const std::string request_id_;
   const Callbacks callbacks_;
+  // Given back before the client is told of the end: it may send the next request at once. Of
+  // whoever starts the call, then of who takes the completion.
+  std::optional<ClientUsage::Place> place_;
   const std::shared_ptr<TokenSink> sink_;
   mutable absl::Mutex mutex_;
   absl::Status cancel_reason_ ABSL_GUARDED_BY(mutex_);

@@ -1,18 +1,13 @@
 #include "server/generation_service.h"
 
-#include <memory>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/call_log.h"
-#include "server/message_bytes.h"
 #include "server/request_conversion.h"
 #include "server/response_conversion.h"
-#include "server/status_conversion.h"
 #include "server/stream_reactor.h"
+#include "server/unary_answer.h"
 #include "server/unary_reactor.h"
 
 namespace whit {
@@ -59,44 +54,6 @@ absl::StatusOr<v1::GetCapacityResponse> AnswerGetCapacity(const v1::GetCapacityR
   return ToCapacityResponse(model.engine().snapshot(), model.engine().options());
 }
 
-// Answers a call that does not go through the engine. Those that bring much text are answered on
-// the tokenizing thread.
-template <class Request, class Response>
-grpc::ServerUnaryReactor* Answer(ServiceContext& context, std::string_view method, LogLevel level,
-                                 grpc::CallbackServerContext* rpc, const grpc::ByteBuffer& bytes,
-                                 grpc::ByteBuffer* response,
-                                 absl::StatusOr<Response> (*handler)(const Request&,
-                                                                     const ServingModel&)) {
-  grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
-  const auto log = std::make_shared<CallLog>(context.logger, level, method, *rpc);
-  const auto fail = [rpc, reactor, log](const absl::Status& status) {
-    AddRejectionTrailers(status, *rpc);
-    reactor->Finish(log->Finish(status, RejectionReasonFor(status)));
-    return reactor;
-  };
-
-  const ServingModel* const model = context.model.load(std::memory_order_acquire);
-  if (model == nullptr) return fail(LoadingError());
-  const auto request = std::make_shared<Request>();
-  if (const absl::Status status = ParseMessage(bytes, *request); !status.ok()) return fail(status);
-
-  auto work = [=] {
-    const absl::StatusOr<Response> answer = handler(*request, *model);
-    if (!answer.ok()) {
-      fail(answer.status());
-      return;
-    }
-    *response = SerializeMessage(*answer);
-    reactor->Finish(log->Finish(absl::OkStatus()));
-  };
-  if (bytes.Length() <= kInlineTextBytes) {
-    work();
-  } else if (!context.tokenizing.TryPost(std::move(work), kMaxPendingTexts)) {
-    return fail(TokenizerBusyError());
-  }
-  return reactor;
-}
-
 // Starts a reactor that owns itself.
 template <class Reactor>
 Reactor* Started(Reactor* reactor, const grpc::ByteBuffer& request) {
@@ -108,7 +65,7 @@ Reactor* Started(Reactor* reactor, const grpc::ByteBuffer& request) {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateStream(
     grpc::CallbackServerContext* rpc, const grpc::ByteBuffer* request) {
-  return Started(new StreamReactor(context_, rpc), *request);
+  return Started(new GenerateStreamReactor(context_, rpc), *request);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Generate(grpc::CallbackServerContext* rpc,
@@ -126,13 +83,15 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* rpc,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return Answer(context_, "Tokenize", LogLevel::kInfo, rpc, *request, response, AnswerTokenize);
+  return Answer<v1::TokenizeRequest>(context_, "Tokenize", LogLevel::kInfo, rpc, *request, response,
+                                     AnswerTokenize);
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* rpc,
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
-  return Answer(context_, "Detokenize", LogLevel::kInfo, rpc, *request, response, AnswerDetokenize);
+  return Answer<v1::DetokenizeRequest>(context_, "Detokenize", LogLevel::kInfo, rpc, *request,
+                                       response, AnswerDetokenize);
 }
 
 // Gateways poll the two below: they would drown the log.
@@ -140,14 +99,15 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* GenerationService::GetModel(grpc::CallbackServerContext* rpc,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return Answer(context_, "GetModel", LogLevel::kDebug, rpc, *request, response, AnswerGetModel);
+  return Answer<v1::GetModelRequest>(context_, "GetModel", LogLevel::kDebug, rpc, *request,
+                                     response, AnswerGetModel);
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetCapacity(grpc::CallbackServerContext* rpc,
                                                          const grpc::ByteBuffer* request,
                                                          grpc::ByteBuffer* response) {
-  return Answer(context_, "GetCapacity", LogLevel::kDebug, rpc, *request, response,
-                AnswerGetCapacity);
+  return Answer<v1::GetCapacityRequest>(context_, "GetCapacity", LogLevel::kDebug, rpc, *request,
+                                        response, AnswerGetCapacity);
 }
 
 }  // namespace whit

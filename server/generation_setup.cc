@@ -20,7 +20,7 @@ bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start
   return absl::Now() + tolerance >= deadline;
 }
 
-grpc::Status Reject(const absl::Status& status, ServiceContext& context, const CallLog& log,
+grpc::Status Reject(const absl::Status& status, ServiceContext& context, CallLog& log,
                     grpc::CallbackServerContext& rpc) {
   // One whose client left while its prompt was tokenized was not turned away.
   if (absl::IsCancelled(status)) return log.Finish(status, "cancelled");

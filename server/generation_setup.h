@@ -1,4 +1,4 @@
-// What GenerateStream and Generate do alike before they reach the engine.
+// What all generations do alike before they reach the engine.
 #ifndef WHIT_SERVER_GENERATION_SETUP_H_
 #define WHIT_SERVER_GENERATION_SETUP_H_
 
@@ -29,7 +29,7 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start);
 
 // Counts and logs a call that was turned away, adds its trailers, and returns its status.
-grpc::Status Reject(const absl::Status& status, ServiceContext& context, const CallLog& log,
+grpc::Status Reject(const absl::Status& status, ServiceContext& context, CallLog& log,
                     grpc::CallbackServerContext& rpc);
 
 // How a call that went through the engine ended: its completion's status, or why the server
@@ -44,12 +44,17 @@ struct GenerationSetup {
   Request request;             // all but the prompt
   PrecisionPolicySpec policy;  // of the request
 
-  // Everything that can be checked before the request has a place in the queue.
   absl::Status Read(const grpc::ByteBuffer& bytes, const grpc::CallbackServerContext& rpc,
                     const ServiceContext& context, CallLog& log) {
+    if (absl::Status status = ParseMessage(bytes, proto); !status.ok()) return status;
+    return Check(rpc, context, log);
+  }
+
+  // Everything of `proto` that can be checked before the request has a place in the queue.
+  absl::Status Check(const grpc::CallbackServerContext& rpc, const ServiceContext& context,
+                     CallLog& log) {
     model = context.model.load(std::memory_order_acquire);
     if (model == nullptr) return LoadingError();
-    if (absl::Status status = ParseMessage(bytes, proto); !status.ok()) return status;
     if (absl::Status status = CheckRequestId(proto.request_id()); !status.ok()) return status;
     if (!proto.request_id().empty()) log.set_request_id(proto.request_id());
     if (absl::Status status = CheckPrompt(proto.prompt(), "prompt", *model); !status.ok()) {

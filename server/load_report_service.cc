@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <string_view>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "server/call_log.h"
 #include "server/status_conversion.h"
 
 namespace whit {
@@ -16,22 +18,28 @@ namespace {
 using xds::data::orca::v3::OrcaLoadReport;
 using xds::service::orca::v3::OrcaLoadReportRequest;
 
+constexpr std::string_view kMethod = "StreamCoreMetrics";
+
 // One subscriber. Owns itself; gone after OnDone.
 //
 // It is either writing or waiting for its alarm, and goes from one to the other until it is
 // cancelled; whichever is then under way finishes it.
 class ReportReactor final : public grpc::ServerWriteReactor<OrcaLoadReport> {
  public:
-  ReportReactor(ServiceContext& context, const ServingModel& model, absl::Duration interval)
-      : context_(context), model_(model), interval_(interval) {}
+  ReportReactor(ServiceContext& context, const ServingModel& model, absl::Duration interval,
+                grpc::CallbackServerContext& rpc)
+      : context_(context),
+        model_(model),
+        interval_(interval),
+        log_(context, LogLevel::kDebug, kMethod, rpc) {}
 
-  void Write() {
-    report_ = context_.load.Report(model_.engine());
-    StartWrite(&report_);
+  void Start() {
+    log_.EchoRequestId();
+    Write();
   }
 
   void OnWriteDone(bool ok) override {
-    if (!ok || !Wait()) Finish(grpc::Status::CANCELLED);
+    if (!ok || !Wait()) FinishCancelled();
   }
 
   void OnCancel() override {
@@ -46,6 +54,15 @@ class ReportReactor final : public grpc::ServerWriteReactor<OrcaLoadReport> {
   void OnDone() override { delete this; }
 
  private:
+  void Write() {
+    report_ = context_.load.Report(model_.engine());
+    StartWrite(&report_);
+  }
+
+  void FinishCancelled() {
+    Finish(log_.Finish(absl::CancelledError("the client has left"), "cancelled"));
+  }
+
   // False if there is nobody to wait for.
   bool Wait() {
     absl::MutexLock lock(&mutex_);
@@ -56,7 +73,7 @@ class ReportReactor final : public grpc::ServerWriteReactor<OrcaLoadReport> {
       if (expired) {
         Write();
       } else {
-        Finish(grpc::Status::CANCELLED);
+        FinishCancelled();
       }
     });
     return true;
@@ -65,6 +82,7 @@ class ReportReactor final : public grpc::ServerWriteReactor<OrcaLoadReport> {
   ServiceContext& context_;
   const ServingModel& model_;
   const absl::Duration interval_;
+  CallLog log_;
   OrcaLoadReport report_;  // being written
 
   absl::Mutex mutex_;
@@ -90,11 +108,12 @@ grpc::ServerWriteReactor<OrcaLoadReport>* LoadReportService::StreamCoreMetrics(
     grpc::CallbackServerContext* rpc, const OrcaLoadReportRequest* request) {
   const ServingModel* const model = context_.model.load(std::memory_order_acquire);
   if (model == nullptr) {
+    CallLog log(context_, LogLevel::kDebug, kMethod, *rpc);
     AddRejectionTrailers(LoadingError(), *rpc);
-    return new RefusingReactor(ToGrpcStatus(LoadingError()));
+    return new RefusingReactor(log.Finish(LoadingError(), RejectionReasonFor(LoadingError())));
   }
-  auto* const reactor = new ReportReactor(context_, *model, ReportInterval(*request));
-  reactor->Write();
+  auto* const reactor = new ReportReactor(context_, *model, ReportInterval(*request), *rpc);
+  reactor->Start();
   return reactor;
 }
 

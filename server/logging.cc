@@ -9,8 +9,10 @@
 #include <atomic>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_format.h"
+#include "server/log_limiter.h"
 
 namespace whit {
 namespace {
@@ -25,7 +27,12 @@ std::atomic<const Logger*> library_logger{nullptr};
 void LogFromGrpc(gpr_log_func_args* args) {
   const Logger* logger = library_logger.load(std::memory_order_acquire);
   if (logger == nullptr || args->severity != GPR_LOG_SEVERITY_ERROR) return;
-  logger->Log(LogLevel::kWarn, "grpc", {{{"message", std::string(args->message)}}});
+  static LogLimiter limiter;  // each handshake that fails has a line
+  const std::optional<int64_t> left_out = limiter.Admit(absl::Now());
+  if (!left_out) return;
+  std::vector<LogField> fields = {{"message", std::string(args->message)}};
+  if (*left_out > 0) fields.push_back({"left_out_before", *left_out});
+  logger->Log(LogLevel::kWarn, "grpc", fields);
 }
 
 // JSON replaces what is not UTF-8, and its escapes keep any value on one line.

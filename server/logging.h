@@ -61,8 +61,9 @@ class Logger {
   const std::unique_ptr<spdlog::logger> sink_;
 };
 
-// gRPC and protobuf log through process-wide hooks. Sends gRPC's errors to `logger`, which must
-// outlive every use of gRPC, and silences protobuf, whose parse errors are answered to the client.
+// gRPC and protobuf log through process-wide hooks. Sends gRPC's errors to `logger`, within limits,
+// which must outlive every use of gRPC, and silences protobuf, whose parse errors are answered to
+// the client.
 void AdoptLibraryLogs(const Logger* logger);
 
 }  // namespace whit

@@ -1,6 +1,7 @@
 #include "server/metrics.h"
 
 #include <prometheus/counter.h>
+#include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 
 #include <exception>
@@ -104,6 +105,15 @@ void Metrics::OnCompletion(const Completion& completion) {
 void Metrics::CountRejection(std::string_view reason) {
   const auto counter = rejections_.find(reason);
   (counter == rejections_.end() ? rejections_.at("other") : counter->second)->Increment();
+}
+
+void Metrics::SetCertificateExpiry(absl::Time not_after) {
+  prometheus::BuildGauge()
+      .Name("whit_tls_certificate_expiry_timestamp_seconds")
+      .Help("When the certificate in use expires, in seconds since 1970")
+      .Register(*registry_)
+      .Add({})
+      .Set(absl::ToDoubleSeconds(not_after - absl::UnixEpoch()));
 }
 
 absl::StatusOr<int> Metrics::Listen(const std::string& address) {

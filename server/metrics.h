@@ -29,6 +29,9 @@ class Metrics {
   // `reason` is one of kRejectionReasons.
   void CountRejection(std::string_view reason);
 
+  // The certificate that the server shows. Without TLS there is no such figure.
+  void SetCertificateExpiry(absl::Time not_after);
+
   // From now on a scrape shows the model and its engine; null: no longer, and none is being read
   // once this returns.
   void SetModel(const ServingModel* model) { engine_->SetModel(model); }

@@ -8,11 +8,14 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "runtime/model/model.h"
 #include "server/flag_values.h"
 #include "server/help_formatter.h"
+#include "server/listen_address.h"
 #include "server/version.h"
 
 namespace whit {
@@ -25,8 +28,14 @@ Sizes: 24M, 2G, 1.5GiB (powers of 1,024) or 2GB (powers of 1,000). Durations: 50
 
 Examples:
   whitd --model=smollm2.gguf
-  whitd --model=smollm2.gguf --listen=0.0.0.0:50051 --kv-cache-bytes=2G
+  whitd --model=smollm2.gguf --kv-cache-bytes=2G --listen=0.0.0.0:50051 \
+    --tls-certificate=whit.pem --tls-key=whit.key --auth-tokens-file=tokens
   whitd --model=smollm2.gguf --listen=unix:/run/whit.sock --metrics-listen=off --threads=4
+
+Tokens, a line each, # begins a comment; clients send "authorization: Bearer TOKEN":
+  NAME sha256:HEX [max-requests=N] [max-queued-prompt-tokens=N]
+HEX is from: printf %s "$TOKEN" | sha256sum. The limits are for what runs or waits, and for what
+waits. A name may have several tokens, with the same limits. grpc.health.v1 asks for none.
 
 Signals: SIGTERM or SIGINT refuses new requests, lets running ones finish for --drain-timeout, then
 cancels them and exits. A second signal cancels them at once.
@@ -112,6 +121,24 @@ CLI::Option* AddFlag(CLI::App& app, const std::string& flag, T& variable, const 
                   value_name);
 }
 
+void AddSwitch(CLI::App& app, const std::string& flag, bool& variable, const std::string& group,
+               const std::string& description) {
+  Describe(app.add_flag(flag, variable, description), flag, group, "");
+}
+
+// Addresses to listen on.
+CLI::Option* AddListenFlag(CLI::App& app, const std::string& flag,
+                           std::vector<std::string>& variable, const std::string& group,
+                           const std::string& description) {
+  const std::string default_text = absl::StrJoin(variable, ",");
+  return AddFlag(app, flag, variable, group, "ADDRESS", description)
+      ->default_str(default_text)
+      ->delimiter(',')
+      ->expected(1)
+      ->take_all()
+      ->check(Checked(CheckListenAddress));
+}
+
 // A flag whose text is turned into a value by `parse`, which returns a StatusOr.
 template <class T, class Parse>
 void AddParsedFlag(CLI::App& app, const std::string& flag, T& variable, Parse parse,
@@ -136,19 +163,45 @@ void AddModelFlags(CLI::App& app, ServerOptions& options) {
 
 void AddNetworkFlags(CLI::App& app, ServerOptions& options) {
   constexpr char kGroup[] = "Network";
-  AddFlag(app, "--listen", options.listen, kGroup, "ADDRESS",
-          "where gRPC is served: HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated, or several "
-          "joined by commas; port 0 lets the system choose")
-      ->delimiter(',')
-      ->expected(1)
-      ->take_all()
-      ->check(Checked(CheckListenAddress));
+  AddListenFlag(
+      app, "--listen", options.listen, kGroup,
+      "where gRPC is served: HOST:PORT, [IPV6]:PORT or unix:PATH; may be repeated, or several "
+      "joined by commas; port 0 lets the system choose; with TLS and tokens where those are given");
   AddParsedFlag(app, "--metrics-listen", options.metrics_listen, ParseMetricsAddress,
                 options.metrics_listen, kGroup, "ADDRESS",
                 "where Prometheus scrapes /metrics: HOST:PORT, or off");
   AddParsedFlag(app, "--max-message-bytes", options.max_message_bytes, ParseMaxMessageBytes,
                 FormatByteSize(options.max_message_bytes), kGroup, "SIZE",
                 "largest request that is read");
+  AddFlag(app, "--max-streams-per-connection", options.max_streams_per_connection, kGroup, "N",
+          "calls that one connection may have under way; a client holds more back by itself, so a "
+          "gateway that sends all over one connection needs no less than --max-running and "
+          "--max-queue-requests together")
+      ->check(Between(1, 1 << 20));
+  AddSwitch(app, "--reflection", options.reflection, kGroup,
+            "serve grpc.reflection.v1alpha, by which grpcurl and such learn the API");
+  AddSwitch(app, "--channelz", options.channelz, kGroup,
+            "serve grpc.channelz.v1: gRPC's figures of its connections, peers' addresses included");
+}
+
+void AddSecurityFlags(CLI::App& app, ServerOptions& options) {
+  constexpr char kGroup[] = "Security";
+  AddFlag(app, "--tls-certificate", options.tls.certificate, kGroup, "FILE",
+          "serve TLS with this certificate, in PEM, and those that lead from it to its authority; "
+          "read again when it, its key or --tls-client-ca has changed");
+  AddFlag(app, "--tls-key", options.tls.key, kGroup, "FILE",
+          "its private key, in PEM, without a passphrase");
+  AddFlag(app, "--tls-client-ca", options.tls.client_ca, kGroup, "FILE",
+          "authorities, in PEM: clients must show a certificate that one of them has signed");
+  AddFlag(app, "--auth-tokens-file", options.auth_tokens_file, kGroup, "FILE",
+          "tokens of the clients that may call, and their limits, as below; read again when it has "
+          "changed");
+  AddListenFlag(app, "--listen-plaintext", options.listen_plaintext, kGroup,
+                "where gRPC is served besides, without TLS and without asking for tokens: for a "
+                "gateway on this machine that has neither");
+  AddSwitch(app, "--insecure", options.insecure, kGroup,
+            "allow listening beyond this machine without TLS, or without tokens or client "
+            "certificates");
 }
 
 void AddKvCacheFlags(CLI::App& app, ServerOptions& options) {
@@ -239,6 +292,60 @@ void AddLoggingFlags(CLI::App& app, ServerOptions& options) {
                 "completions");
 }
 
+// Whoever reaches an address beyond this machine must be kept out by something.
+std::string CheckExposure(const ServerOptions& options) {
+  if (options.insecure) return "";
+  const bool tls = !options.tls.certificate.empty();
+  const bool authenticated = !options.auth_tokens_file.empty() || !options.tls.client_ca.empty();
+  const auto check = [](const char* flag, const std::vector<std::string>& addresses,
+                        const std::string& remedy) -> std::string {
+    for (const std::string& address : addresses) {
+      const absl::StatusOr<bool> local = IsLocal(address);
+      if (!local.ok()) return absl::StrFormat("%s: %s\n", flag, local.status().message());
+      if (!*local) {
+        return absl::StrFormat("%s: %s can be reached from other machines; %s, or say --insecure\n",
+                               flag, address, remedy);
+      }
+    }
+    return "";
+  };
+  if (std::string error =
+          check("--listen-plaintext", options.listen_plaintext, "listen on 127.0.0.1");
+      !error.empty() || (tls && authenticated)) {
+    return error;
+  }
+  std::string missing = tls ? "" : "--tls-certificate and --tls-key";
+  if (!authenticated) {
+    absl::StrAppend(&missing, missing.empty() ? "" : " and ",
+                    "--auth-tokens-file or --tls-client-ca");
+  }
+  return check("--listen", options.listen, "give " + missing);
+}
+
+std::string CheckSecurity(const ServerOptions& options) {
+  const TlsFiles& tls = options.tls;
+  if (tls.certificate.empty() != tls.key.empty()) {
+    return tls.key.empty() ? "--tls-certificate: --tls-key is missing\n"
+                           : "--tls-key: --tls-certificate is missing\n";
+  }
+  if (tls.certificate.empty()) {
+    if (!tls.client_ca.empty()) return "--tls-client-ca: --tls-certificate is missing\n";
+    return CheckExposure(options);
+  }
+  for (const std::string& address : options.listen) {
+    if (IsUnixAddress(address)) continue;
+    // gRPC would let connections to several sockets of one listener handshake at the same time,
+    // and then replaces a certificate that another handshake is using.
+    const absl::StatusOr<std::vector<std::string>> hosts = HostAddresses(address);
+    if (!hosts.ok()) return absl::StrFormat("--listen: %s\n", hosts.status().message());
+    if (hosts->size() > 1) {
+      return absl::StrFormat("--listen: %s stands for %s; with TLS, name each by itself\n", address,
+                             absl::StrJoin(*hosts, " and "));
+    }
+  }
+  return CheckExposure(options);
+}
+
 // What no flag can check alone.
 std::string CheckTogether(const ServerOptions& options) {
   const EngineOptions& engine = options.engine;
@@ -252,7 +359,7 @@ std::string CheckTogether(const ServerOptions& options) {
     return absl::StrFormat("--prefill-chunk-tokens: %d is more than --max-step-tokens, %d\n",
                            engine.prefill_chunk_tokens, engine.max_step_tokens);
   }
-  return "";
+  return CheckSecurity(options);
 }
 
 }  // namespace
@@ -261,7 +368,8 @@ ParsedCommandLine ParseServerOptions(int argc, const char* const* argv) {
   ServerOptions options;
   CLI::App app(
       "whitd streams text from a small language model over gRPC, on CPUs.\n"
-      "API: whit.v1.TextGenerationService, grpc.health.v1, server reflection.",
+      "API: whit.v1.TextGenerationService, vllm.grpc.engine.VllmEngine, grpc.health.v1, "
+      "xds.service.orca.v3.OpenRcaService.",
       "whitd");
   app.set_version_flag("--version", "whitd " + std::string(Version()),
                        "Print the version and exit");
@@ -271,6 +379,7 @@ ParsedCommandLine ParseServerOptions(int argc, const char* const* argv) {
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   AddModelFlags(app, options);
   AddNetworkFlags(app, options);
+  AddSecurityFlags(app, options);
   AddKvCacheFlags(app, options);
   AddSchedulingFlags(app, options);
   AddLoggingFlags(app, options);

@@ -12,6 +12,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/ops/thread_pool.h"
 #include "server/logging.h"
+#include "server/tls_certificate.h"
 
 namespace whit {
 
@@ -20,6 +21,13 @@ struct ServerOptions {
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics endpoint
   int max_message_bytes = 16 << 20;
+  int max_streams_per_connection = 1024;
+  bool reflection = false;
+  bool channelz = false;
+  TlsFiles tls;                               // all empty: no TLS
+  std::string auth_tokens_file;               // empty: no token is asked for
+  std::vector<std::string> listen_plaintext;  // neither TLS nor tokens there
+  bool insecure = false;                      // listen wherever told
   int threads = AvailableCpus();
   std::optional<uint64_t> kv_cache_bytes;        // unset: chosen from what memory is left
   std::optional<PrecisionPolicySpec> kv_policy;  // unset: chosen by what is known of the model

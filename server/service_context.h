@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "server/active_calls.h"
+#include "server/authenticator.h"
 #include "server/load_report.h"
 #include "server/logging.h"
 #include "server/metrics.h"
@@ -25,6 +26,7 @@ struct ServiceContext {
   const Logger& logger;
   Metrics& metrics;
   ActiveCalls& active_calls;
+  Authenticator* authenticator = nullptr;  // null: no tokens, so no clients with limits
   LoadReporter load{};
   // Long texts are tokenized here.
   WorkQueue tokenizing{"whit-tokenize"};

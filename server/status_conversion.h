@@ -27,13 +27,21 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 //   invalid, unimplemented, too_large   it can never succeed here
 //   configuration                       this server's configuration forbids it
 //   queue_full, queue_prompt_tokens     --max-queue-requests, --max-queue-prompt-tokens
+//   client_requests, client_queue_prompt_tokens
+//                                       its client's limits in --auth-tokens-file
+//   unauthenticated                     no token, or an unknown one (no trailer says so)
 //   deadline                            it would most likely still wait when its deadline comes
 //   tokenizer_busy                      too many long texts wait to be tokenized
 //   loading, draining                   the server is starting or going down
 //   other                               a defect
-inline constexpr std::array<std::string_view, 11> kRejectionReasons = {
-    "invalid",  "unimplemented",  "too_large", "configuration", "queue_full", "queue_prompt_tokens",
-    "deadline", "tokenizer_busy", "loading",   "draining",      "other"};
+inline constexpr std::array<std::string_view, 14> kRejectionReasons = {
+    "invalid",         "unimplemented",
+    "too_large",       "configuration",
+    "queue_full",      "queue_prompt_tokens",
+    "client_requests", "client_queue_prompt_tokens",
+    "unauthenticated", "deadline",
+    "tokenizer_busy",  "loading",
+    "draining",        "other"};
 std::string RejectionReasonFor(const absl::Status& status);
 
 absl::Status LoadingError();

@@ -13,13 +13,13 @@ UnaryReactor::UnaryReactor(ServiceContext& context, grpc::CallbackServerContext*
                            grpc::ByteBuffer* response, std::string_view method)
     : context_(context),
       rpc_(rpc),
-      log_(context.logger, LogLevel::kInfo, method, *rpc),
+      log_(context, LogLevel::kInfo, method, *rpc),
       response_(response) {}
 
 void UnaryReactor::StartCall(const ServingModel& model, size_t text_bytes,
                              std::function<absl::StatusOr<Request>()> prepare) {
   call_ = std::make_shared<EngineCall>(
-      context_, model.engine(),
+      context_, model.engine(), log_.client(), log_.request_id(),
       EngineCall::Callbacks{
           .on_rejected = [this](const absl::Status& status) { FinishRejected(status); },
           .on_ready = [this] { OnReady(); }});

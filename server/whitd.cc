@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/active_calls.h"
+#include "server/authenticator.h"
 #include "server/flag_values.h"
 #include "server/generation_service.h"
 #include "server/grpc_server.h"
@@ -24,7 +27,9 @@
 #include "server/service_context.h"
 #include "server/serving_model.h"
 #include "server/signal_watcher.h"
+#include "server/tls_certificate.h"
 #include "server/version.h"
+#include "server/vllm_service.h"
 
 namespace whit {
 namespace {
@@ -40,16 +45,56 @@ absl::Status GoingDownError() {
   return absl::UnavailableError("the server went down before the request was done");
 }
 
-void LogReady(const Logger& logger, const ServingModel& model, const GrpcServer& grpc,
-              const std::string& metrics_address, absl::Duration start_time) {
+// What --tls-* and --auth-tokens-file ask for.
+struct Security {
+  std::unique_ptr<TlsCertificateSource> certificates;
+  std::unique_ptr<Authenticator> authenticator;
+};
+
+absl::StatusOr<Security> LoadSecurity(const ServerOptions& options, const Logger& logger,
+                                      Metrics& metrics) {
+  Security security;
+  if (!options.tls.certificate.empty()) {
+    absl::StatusOr<std::unique_ptr<TlsCertificateSource>> certificates =
+        TlsCertificateSource::Create(options.tls, logger, [&metrics](const TlsCertificate& loaded) {
+          metrics.SetCertificateExpiry(loaded.not_after);
+        });
+    if (!certificates.ok()) return certificates.status();
+    security.certificates = *std::move(certificates);
+  }
+  if (!options.auth_tokens_file.empty()) {
+    absl::StatusOr<std::unique_ptr<Authenticator>> authenticator =
+        Authenticator::Create(options.auth_tokens_file, logger, metrics);
+    if (!authenticator.ok()) return authenticator.status();
+    security.authenticator = *std::move(authenticator);
+  }
+  return security;
+}
+
+std::string Protection(const ServerOptions& options) {
+  std::vector<std::string> parts;
+  if (!options.tls.certificate.empty()) {
+    parts.push_back(options.tls.client_ca.empty() ? "tls" : "mtls");
+  }
+  if (!options.auth_tokens_file.empty()) parts.push_back("tokens");
+  return parts.empty() ? "none" : absl::StrJoin(parts, "+");
+}
+
+void LogReady(const ServerOptions& options, const Logger& logger, const ServingModel& model,
+              const GrpcServer& grpc, const std::string& metrics_address,
+              absl::Duration start_time) {
   const EngineOptions& engine = model.engine().options();
-  logger.Info(absl::StrFormat("ready in %.3f s", absl::ToDoubleSeconds(start_time)),
-              {{"listen", absl::StrJoin(grpc.addresses, ",")},
-               {"metrics", metrics_address},
-               {"model", model.config().name},
-               {"context_length", int64_t{model.config().context_length}},
-               {"kv_cache_bytes", static_cast<int64_t>(engine.kv_cache_bytes)},
-               {"kv_policy", engine.kv_policy.ToString()}});
+  logger.Info(
+      absl::StrFormat("ready in %.3f s", absl::ToDoubleSeconds(start_time)),
+      {{"listen", absl::StrJoin(grpc.addresses, ",")},
+       {"protection", Protection(options)},
+       {"listen_plaintext",
+        grpc.plaintext_addresses.empty() ? "off" : absl::StrJoin(grpc.plaintext_addresses, ",")},
+       {"metrics", metrics_address},
+       {"model", model.config().name},
+       {"context_length", int64_t{model.config().context_length}},
+       {"kv_cache_bytes", static_cast<int64_t>(engine.kv_cache_bytes)},
+       {"kv_policy", engine.kv_policy.ToString()}});
 }
 
 // Refuses new requests, lets running ones finish, and cancels what is left when the time is over.
@@ -90,11 +135,21 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   });
 
   // Later ones use earlier ones, and go first.
-  ServiceContext context{.logger = logger, .metrics = metrics, .active_calls = active_calls};
+  const absl::StatusOr<Security> security = LoadSecurity(options, logger, metrics);
+  if (!security.ok()) return security.status();
+  ServiceContext context{.logger = logger,
+                         .metrics = metrics,
+                         .active_calls = active_calls,
+                         .authenticator = security->authenticator.get()};
   std::unique_ptr<ServingModel> model;
   GenerationService service(context);
+  VllmService vllm_service(context);
   LoadReportService load_reports(context);
-  absl::StatusOr<GrpcServer> grpc = StartGrpcServer(options, {&service, &load_reports});
+  absl::StatusOr<GrpcServer> grpc =
+      StartGrpcServer(options,
+                      {.certificates = security->certificates.get(),
+                       .authenticator = security->authenticator.get()},
+                      {&service, &vllm_service, &load_reports});
   if (!grpc.ok()) return grpc.status();
   AdoptLibraryLogs(&logger);
   std::string metrics_address = "off";
@@ -120,7 +175,7 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   context.model.store(model.get(), std::memory_order_release);
   serving.store(true);
   SetServing(*grpc->server, true);
-  LogReady(logger, *model, *grpc, metrics_address, absl::Now() - start);
+  LogReady(options, logger, *model, *grpc, metrics_address, absl::Now() - start);
 
   stop.WaitForNotification();
   Drain(options, logger, model->engine(), active_calls, *grpc->server);

@@ -1,7 +1,6 @@
 #include "runtime/engine/admission.h"
 
 #include <algorithm>
-#include <string_view>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_format.h"
@@ -10,12 +9,6 @@ namespace whit {
 namespace {
 
 constexpr char kReasonPayload[] = "whit/rejection-reason";
-
-absl::Status Rejection(absl::StatusCode code, std::string_view reason, const std::string& message) {
-  absl::Status status(code, message);
-  status.SetPayload(kReasonPayload, absl::Cord(absl::string_view(reason.data(), reason.size())));
-  return status;
-}
 
 absl::Status Draining() {
   return Rejection(absl::StatusCode::kUnavailable, "draining",
@@ -45,7 +38,7 @@ bool CanRun(const AdmissionLimits& limits, const AdmissionState& state,
 
 absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                                           const AdmissionState& state,
-                                          const AdmissionDemand& demand) {
+                                          const AdmissionDemand& demand, const ClientShare& share) {
   if (demand.bytes > limits.reservable_bytes) {
     return Rejection(absl::StatusCode::kInvalidArgument, "too_large",
                      absl::StrFormat("the request needs %d bytes of KV cache for its prompt and "
@@ -65,6 +58,14 @@ absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
         absl::StrFormat("%d prompt tokens wait and this request has %d; at most %d may wait",
                         state.waiting_prompt_tokens, demand.prompt_tokens,
                         limits.max_waiting_prompt_tokens));
+  }
+  if (demand.prompt_tokens > share.max_waiting_prompt_tokens - share.waiting_prompt_tokens) {
+    return Rejection(
+        absl::StatusCode::kResourceExhausted, "client_queue_prompt_tokens",
+        absl::StrFormat("%d prompt tokens of this client wait and this request has %d; at most %d "
+                        "of this client may wait",
+                        share.waiting_prompt_tokens, demand.prompt_tokens,
+                        share.max_waiting_prompt_tokens));
   }
   return Admission::kWait;
 }
@@ -94,6 +95,12 @@ absl::Status CheckDeadline(const AdmissionState& state, const RunningProgress& p
                       "its deadline is in %s",
                       state.waiting, absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
                       absl::FormatDuration(absl::Trunc(time_left, absl::Milliseconds(1)))));
+}
+
+absl::Status Rejection(absl::StatusCode code, std::string_view reason, const std::string& message) {
+  absl::Status status(code, message);
+  status.SetPayload(kReasonPayload, absl::Cord(absl::string_view(reason.data(), reason.size())));
+  return status;
 }
 
 std::string RejectionReason(const absl::Status& status) {

@@ -9,7 +9,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -42,6 +44,12 @@ struct AdmissionDemand {
   int64_t prompt_tokens = 0;
 };
 
+// What the client that a request is of may have waiting, and has.
+struct ClientShare {
+  int64_t max_waiting_prompt_tokens = std::numeric_limits<int64_t>::max();
+  int64_t waiting_prompt_tokens = 0;
+};
+
 // Whether one more caller may go on to submit, before anything is known of its request:
 // RESOURCE_EXHAUSTED if neither a running place nor one in the queue is left, UNAVAILABLE when
 // draining.
@@ -55,10 +63,12 @@ enum class Admission { kRun, kWait };
 
 // First come, first served, but a request that fits may overtake those that do not yet (below).
 // INVALID_ARGUMENT if the request could not run even alone, RESOURCE_EXHAUSTED if it would have to
-// wait and the queue is full in requests or in prompt tokens, UNAVAILABLE when draining.
+// wait and the queue, or its client's share of it, is full in requests or in prompt tokens,
+// UNAVAILABLE when draining.
 absl::StatusOr<Admission> DecideAdmission(const AdmissionLimits& limits,
                                           const AdmissionState& state,
-                                          const AdmissionDemand& demand);
+                                          const AdmissionDemand& demand,
+                                          const ClientShare& share = {});
 
 // Looking ahead: how many of those first in line are looked at for one that fits, and how often
 // each of them lets another pass. So one whose turn it is waits for those who run when its turn
@@ -81,8 +91,10 @@ bool MayOvertake(absl::Span<const WaitingView> waiting);
 absl::Status CheckDeadline(const AdmissionState& state, const RunningProgress& progress,
                            absl::Duration time_left);
 
-// Why admission refused: "draining", "queue_full", "queue_prompt_tokens", "deadline" or
-// "too_large"; empty if `status` is something else.
+// A status that says in one word why a request was turned away.
+absl::Status Rejection(absl::StatusCode code, std::string_view reason, const std::string& message);
+// That word; here it is "draining", "queue_full", "queue_prompt_tokens",
+// "client_queue_prompt_tokens", "deadline" or "too_large". Empty if `status` has none.
 std::string RejectionReason(const absl::Status& status);
 
 }  // namespace whit

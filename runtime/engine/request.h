@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +31,10 @@ struct SamplingParams {
 
 struct Request {
   std::string id{};  // for logs
+  // Whose it is: requests of one client together may have no more prompt tokens waiting than this.
+  // Empty: nobody's in particular.
+  std::string client{};
+  int64_t client_max_waiting_prompt_tokens = std::numeric_limits<int64_t>::max();
   std::vector<int32_t> prompt{};
   SamplingParams sampling{};
   int64_t max_new_tokens = 256;

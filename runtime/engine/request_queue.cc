@@ -25,7 +25,8 @@ absl::StatusOr<uint64_t> RequestQueue::Submit(QueuedRequest request,
                                               const RunningProgress& progress) {
   absl::MutexLock lock(&mutex_);
   const AdmissionDemand demand = DemandOf(request);
-  const absl::StatusOr<Admission> admission = DecideAdmission(limits_, state_, demand);
+  const absl::StatusOr<Admission> admission =
+      DecideAdmission(limits_, state_, demand, ShareOf(request.request));
   if (!admission.ok()) return admission.status();
   if (*admission == Admission::kWait) {
     const absl::Status in_time =
@@ -124,6 +125,17 @@ void RequestQueue::StartWaiting() {
     Start(TakeFromWaiting(next));
   }
   state_.may_overtake = MayOvertake(Line());
+}
+
+ClientShare RequestQueue::ShareOf(const Request& request) const {
+  ClientShare share;
+  if (request.client.empty()) return share;
+  share.max_waiting_prompt_tokens = request.client_max_waiting_prompt_tokens;
+  for (const QueuedRequest& one : waiting_) {
+    if (one.request.client != request.client) continue;
+    share.waiting_prompt_tokens += static_cast<int64_t>(one.request.prompt.size());
+  }
+  return share;
 }
 
 std::vector<WaitingView> RequestQueue::Line() const {

@@ -91,6 +91,8 @@ class RequestQueue {
   void Start(QueuedRequest request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   QueuedRequest TakeFromWaiting(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of the client that `request` is of.
+  ClientShare ShareOf(const Request& request) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Those first in line.
   std::vector<WaitingView> Line() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // They let one pass.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/types/span.h"
 
 namespace whit {
 
@@ -23,6 +24,12 @@ class BytePairEncoder {
   // Adds the next merge, of lower priority than those before. A pair's first merge counts.
   void AddMerge(int32_t left, int32_t right, int32_t merged);
   void ReserveMerges(size_t count);
+
+  struct Merge {
+    int32_t left, right, merged;
+  };
+  // The highest priority first.
+  absl::Span<const Merge> merges() const { return merges_; }
 
   // Memory that is reused from word to word.
   struct Scratch {
@@ -41,10 +48,6 @@ class BytePairEncoder {
  private:
   static constexpr int32_t kNoToken = -1;
   static constexpr uint32_t kNone = UINT32_MAX;
-
-  struct Merge {
-    int32_t left, right, merged;
-  };
 
   void Enqueue(uint32_t left, uint32_t right, Scratch& scratch) const;
 

@@ -144,6 +144,7 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::string_v
 
   std::unique_ptr<PreTokenizer> result(new PreTokenizer());
   result->regex_ = std::make_unique<Regex>(Regex{std::move(code), std::move(context)});
+  result->expression_ = known->regex;
   result->whole_words_first_ = known->whole_words_first;
   result->add_bos_by_default_ = known->add_bos;
   return result;

@@ -23,6 +23,8 @@ class PreTokenizer {
   // linear in the text. INTERNAL if the regular expression engine fails, for want of memory.
   absl::Status Split(std::string_view text, absl::FunctionRef<void(std::string_view)> use) const;
 
+  // The regular expression whose matches are the words, as the models' own tokenizer.json have it.
+  std::string_view expression() const { return expression_; }
   // A word that is a token as a whole is that token, whatever the merges would make of it.
   bool whole_words_first() const { return whole_words_first_; }
   // Whether models with this pre-tokenizer want a begin-of-text token when the file does not say.
@@ -33,6 +35,7 @@ class PreTokenizer {
 
   struct Regex;
   std::unique_ptr<Regex> regex_;
+  std::string_view expression_;  // of static storage
   bool whole_words_first_ = false;
   bool add_bos_by_default_ = false;
 };

@@ -229,5 +229,8 @@ bool Tokenizer::IsEndOfGeneration(int32_t id) const {
   return std::binary_search(ids.begin(), ids.end(), id);
 }
 std::string_view Tokenizer::chat_template() const { return impl_->chat_template; }
+const Vocabulary& Tokenizer::vocabulary() const { return impl_->vocabulary; }
+const BytePairEncoder& Tokenizer::encoder() const { return impl_->encoder; }
+const PreTokenizer& Tokenizer::pre_tokenizer() const { return *impl_->pre_tokenizer; }
 
 }  // namespace whit

@@ -14,6 +14,10 @@
 
 namespace whit {
 
+class BytePairEncoder;
+class PreTokenizer;
+class Vocabulary;
+
 // A stretch of text, and whether special tokens written in it count as such. Consecutive segments
 // are tokenized as one text: where they meet is no token boundary unless a special token makes it
 // one.
@@ -50,6 +54,11 @@ class Tokenizer {
   bool IsEndOfGeneration(int32_t id) const;
   // The file's chat template; empty if it has none.
   std::string_view chat_template() const;
+
+  // What it is made of.
+  const Vocabulary& vocabulary() const;
+  const BytePairEncoder& encoder() const;
+  const PreTokenizer& pre_tokenizer() const;
 
  private:
   Tokenizer();

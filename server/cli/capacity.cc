@@ -32,7 +32,7 @@ struct CapacityFlags {
 
 int ShowOnce(const CommandContext& context) {
   grpc::ClientContext rpc;
-  SetDeadline(context.flags, rpc);
+  SetUpCall(context.flags, rpc);
   v1::GetCapacityResponse capacity;
   const grpc::Status status =
       ConnectStub(context.flags)->GetCapacity(&rpc, v1::GetCapacityRequest(), &capacity);
@@ -86,7 +86,7 @@ class CapacityWatch {
  private:
   grpc::Status Ask(v1::GetCapacityResponse& capacity) {
     grpc::ClientContext rpc;
-    SetDeadline(connection_, rpc);
+    SetUpCall(connection_, rpc);
     SetCall(&rpc);
     const grpc::Status status = stub_->GetCapacity(&rpc, v1::GetCapacityRequest(), &capacity);
     SetCall(nullptr);

@@ -4,12 +4,15 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "server/flag_values.h"
+#include "server/small_file.h"
 
 namespace whit {
 namespace {
@@ -28,11 +31,33 @@ constexpr char kRetryPolicy[] = R"({
   }]
 })";
 
+constexpr char kGroup[] = "Connection";
+
+// Empty if it is not set.
+std::string FromEnvironment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// A flag that names a file, for what is in it.
+CLI::Option* AddFileFlag(CLI::App& app, const std::string& name, std::string& content,
+                         const std::string& description) {
+  return app
+      .add_option_function<std::string>(
+          name, [&content](const std::string& path) { content = *ReadSmallFile(path); },
+          description)
+      ->type_name("FILE")
+      ->check([](const std::string& path) {
+        return std::string(ReadSmallFile(path).status().message());
+      })
+      ->group(kGroup);
+}
+
 }  // namespace
 
-ConnectionFlags::ConnectionFlags() : server("127.0.0.1:50051") {
-  const char* const from_environment = std::getenv("WHIT_SERVER");
-  if (from_environment != nullptr && *from_environment != '\0') server = from_environment;
+ConnectionFlags::ConnectionFlags()
+    : server(FromEnvironment("WHIT_SERVER")), token(FromEnvironment("WHIT_TOKEN")) {
+  if (server.empty()) server = "127.0.0.1:50051";
 }
 
 CLI::Option* AddDurationFlag(CLI::App& app, const std::string& name, absl::Duration& value,
@@ -51,15 +76,42 @@ void AddConnectionFlags(CLI::App& app, ConnectionFlags& flags) {
                  "HOST:PORT or unix:PATH of whitd; WHIT_SERVER if that is set")
       ->type_name("ADDRESS")
       ->capture_default_str()
-      ->group("Connection");
+      ->group(kGroup);
+  AddFileFlag(app, "--tls-ca", flags.tls_ca,
+              "speak TLS with a server whose certificate one of these authorities, in PEM, has "
+              "signed; WHIT_TLS_CA if that is set")
+      ->envname("WHIT_TLS_CA");
+  AddFileFlag(app, "--tls-certificate", flags.tls_certificate,
+              "the certificate to show to a server that asks for one, in PEM");
+  AddFileFlag(app, "--tls-key", flags.tls_key, "its private key, in PEM");
+  app.add_option("--tls-server-name", flags.tls_server_name,
+                 "the name that the server's certificate must have, if not that of --server")
+      ->type_name("NAME")
+      ->group(kGroup);
+  AddFileFlag(app, "--token-file", flags.token,
+              "holds the token to send; the default is the token in WHIT_TOKEN");
   AddDurationFlag(app, "--timeout", flags.timeout, "deadline, such as 500ms or 30s; default none")
-      ->group("Connection");
+      ->group(kGroup);
   app.add_flag("--retry", flags.retry,
                "when the server is full or going down, try again, up to 4 times, each time after "
                "the delay that it names")
-      ->group("Connection");
+      ->group(kGroup);
   app.add_flag("--json", flags.json, "print one JSON object a line, with the API's field names")
-      ->group("Connection");
+      ->group(kGroup);
+}
+
+std::string CheckConnectionFlags(const ConnectionFlags& flags) {
+  if (flags.tls_certificate.empty() != flags.tls_key.empty()) {
+    return "--tls-certificate and --tls-key go together";
+  }
+  if (!flags.tls_certificate.empty() && flags.tls_ca.empty()) {
+    return "--tls-certificate needs --tls-ca, by which the server is known";
+  }
+  const absl::string_view token = absl::StripAsciiWhitespace(flags.token);
+  if (!std::all_of(token.begin(), token.end(), absl::ascii_isgraph)) {
+    return "the token has a byte that is not a printable ASCII character";
+  }
+  return "";
 }
 
 std::shared_ptr<grpc::Channel> Connect(const ConnectionFlags& flags) {
@@ -73,14 +125,25 @@ std::shared_ptr<grpc::Channel> Connect(const ConnectionFlags& flags) {
     // gRPC keeps a request of up to this size for the next attempt.
     arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, 16 << 20);
   }
-  return grpc::CreateCustomChannel(flags.server, grpc::InsecureChannelCredentials(), arguments);
+  if (flags.tls_ca.empty()) {
+    return grpc::CreateCustomChannel(flags.server, grpc::InsecureChannelCredentials(), arguments);
+  }
+  if (!flags.tls_server_name.empty()) arguments.SetSslTargetNameOverride(flags.tls_server_name);
+  const auto credentials = grpc::SslCredentials({.pem_root_certs = flags.tls_ca,
+                                                 .pem_private_key = flags.tls_key,
+                                                 .pem_cert_chain = flags.tls_certificate});
+  return grpc::CreateCustomChannel(flags.server, credentials, arguments);
 }
 
 std::unique_ptr<v1::TextGenerationService::Stub> ConnectStub(const ConnectionFlags& flags) {
   return v1::TextGenerationService::NewStub(Connect(flags));
 }
 
-void SetDeadline(const ConnectionFlags& flags, grpc::ClientContext& context) {
+void SetUpCall(const ConnectionFlags& flags, grpc::ClientContext& context) {
+  // A file ends with a line break.
+  if (const absl::string_view token = absl::StripAsciiWhitespace(flags.token); !token.empty()) {
+    context.AddMetadata("authorization", absl::StrCat("Bearer ", token));
+  }
   if (flags.timeout == absl::InfiniteDuration()) return;
   context.set_deadline(absl::ToChronoTime(absl::Now() + flags.timeout));
 }

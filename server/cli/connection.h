@@ -29,20 +29,27 @@ using Command = std::function<int()>;
 
 // Flags that every subcommand has.
 struct ConnectionFlags {
-  ConnectionFlags();  // --server's default is WHIT_SERVER, if that is set
+  ConnectionFlags();  // the defaults are those of WHIT_SERVER, WHIT_TLS_CA and WHIT_TOKEN, if set
   std::string server;
   absl::Duration timeout = absl::InfiniteDuration();
   bool json = false;
   bool retry = false;
+  // Contents of PEM files. Without authorities TLS is not spoken.
+  std::string tls_ca, tls_certificate, tls_key;
+  std::string tls_server_name;  // empty: that of `server`
+  std::string token;            // empty: none is sent
 };
 void AddConnectionFlags(CLI::App& app, ConnectionFlags& flags);
+// What is wrong with them together; empty if nothing is.
+std::string CheckConnectionFlags(const ConnectionFlags& flags);
 // A flag whose value is a duration.
 CLI::Option* AddDurationFlag(CLI::App& app, const std::string& name, absl::Duration& value,
                              const std::string& description);
 
 std::shared_ptr<grpc::Channel> Connect(const ConnectionFlags& flags);
 std::unique_ptr<v1::TextGenerationService::Stub> ConnectStub(const ConnectionFlags& flags);
-void SetDeadline(const ConnectionFlags& flags, grpc::ClientContext& context);
+// Gives a call its deadline and its token.
+void SetUpCall(const ConnectionFlags& flags, grpc::ClientContext& context);
 
 // "INVALID_ARGUMENT: prompt is empty"; names the server if it could not be reached.
 std::string FailureMessage(const grpc::Status& status, const ConnectionFlags& flags);

@@ -36,7 +36,7 @@ int Check(const HealthCheckRequest& request, const CommandContext& context) {
   grpc::ClientContext rpc;
   ConnectionFlags flags = context.flags;
   if (flags.timeout == absl::InfiniteDuration()) flags.timeout = kDefaultTimeout;
-  SetDeadline(flags, rpc);
+  SetUpCall(flags, rpc);
   HealthCheckResponse response;
   const grpc::Status status = Health::NewStub(Connect(flags))->Check(&rpc, request, &response);
   if (!status.ok()) return ReportFailure(status, flags);
@@ -52,6 +52,7 @@ int Wait(const HealthCheckRequest& request, absl::Duration wait, const CommandCo
   grpc::Status status;
   do {
     grpc::ClientContext rpc;
+    SetUpCall(context.flags, rpc);
     rpc.set_wait_for_ready(true);
     rpc.set_deadline(absl::ToChronoTime(deadline));
     const auto reader = stub->Watch(&rpc, request);

@@ -17,7 +17,7 @@ void PrintRow(const std::string& name, const std::string& value) {
 
 int ShowModel(const CommandContext& context) {
   grpc::ClientContext rpc;
-  SetDeadline(context.flags, rpc);
+  SetUpCall(context.flags, rpc);
   v1::GetModelResponse model;
   const grpc::Status status =
       ConnectStub(context.flags)->GetModel(&rpc, v1::GetModelRequest(), &model);

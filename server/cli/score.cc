@@ -34,7 +34,7 @@ int Score(ScoreFlags& flags, const CommandContext& context) {
   FillPrompt(flags.context, flags.context_token_ids, *flags.request.mutable_context());
   FillPrompt(flags.continuation, flags.token_ids, *flags.request.mutable_continuation());
   grpc::ClientContext rpc;
-  SetDeadline(context.flags, rpc);
+  SetUpCall(context.flags, rpc);
   v1::ScoreResponse response;
   const grpc::Status status = ConnectStub(context.flags)->Score(&rpc, flags.request, &response);
   if (!status.ok()) return ReportFailure(status, context.flags);

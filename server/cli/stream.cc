@@ -25,7 +25,7 @@ StreamResult ShowStream(v1::TextGenerationService::Stub& stub,
                         const v1::GenerateStreamRequest& request, const ConnectionFlags& flags,
                         InterruptHandler& interrupts) {
   grpc::ClientContext context;
-  SetDeadline(flags, context);
+  SetUpCall(flags, context);
   std::atomic<bool> interrupted{false};
   const ScopedInterrupt interrupt(interrupts, [&] {
     interrupted.store(true);

@@ -27,7 +27,7 @@ int Tokenize(TokenizeFlags& flags, const CommandContext& context) {
     flags.request.set_text(text);
   }
   grpc::ClientContext rpc;
-  SetDeadline(context.flags, rpc);
+  SetUpCall(context.flags, rpc);
   v1::TokenizeResponse response;
   const grpc::Status status = ConnectStub(context.flags)->Tokenize(&rpc, flags.request, &response);
   if (!status.ok()) return ReportFailure(status, context.flags);
@@ -46,7 +46,7 @@ int Tokenize(TokenizeFlags& flags, const CommandContext& context) {
 
 int Detokenize(const v1::DetokenizeRequest& request, const CommandContext& context) {
   grpc::ClientContext rpc;
-  SetDeadline(context.flags, rpc);
+  SetUpCall(context.flags, rpc);
   v1::DetokenizeResponse response;
   const grpc::Status status = ConnectStub(context.flags)->Detokenize(&rpc, request, &response);
   if (!status.ok()) return ReportFailure(status, context.flags);

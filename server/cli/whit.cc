@@ -14,7 +14,8 @@ namespace whit {
 namespace {
 
 constexpr char kFooter[] =
-    R"(Every subcommand has --help and takes --server=HOST:PORT, --timeout, --retry and --json.
+    R"(Every subcommand has --help and takes --server=HOST:PORT, --timeout, --retry and --json,
+and for a secured server --tls-ca and --token-file.
 
 Examples:
   whit generate "The sky is blue because" --max-new-tokens=64
@@ -24,6 +25,7 @@ Examples:
   whit score "The sky is" " blue"
   whit tokenize "Hello, world" --json
   whit health --wait=60s && whit capacity --watch
+  WHIT_TOKEN=... whit generate --server=whit.example:50051 --tls-ca=ca.pem "Hello"
 
 Exit status: 0 done; 1 the server refused or could not be reached; 2 wrong flag; 130 Ctrl-C.
 )";
@@ -53,6 +55,9 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  if (const std::string error = CheckConnectionFlags(flags); !error.empty()) {
+    return ReportUsage(error);
   }
   const int exit_status = chosen();
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {

@@ -2,8 +2,8 @@
 """Compares Whit's tokenizer with Hugging Face's `tokenizers` on a nasty corpus.
 
 The reference is built from the model file's own vocabulary and merges. Every string is tokenized with
-special tokens parsed and not parsed, and turned back to text. Prints the number of strings and each
-mismatch; exits with 1 if there is any.
+special tokens parsed and not parsed, and turned back to text. So is it by the tokenizer.json that Whit
+gives to gateways. Prints the number of strings and each mismatch; exits with 1 if there is any.
 
   pip install tokenizers gguf
   cmake --build --preset release --target whit_tokenize_lines
@@ -194,6 +194,9 @@ def main():
     options = parser.parse_args()
 
     reference, special = read_reference(options.model)
+    exported = tokenizers.Tokenizer.from_str(
+        subprocess.run([options.tool, "--tokenizer-json", options.model], stdout=subprocess.PIPE,
+                       check=True).stdout.decode())
     requests = [(text, parse) for text in build_corpus(special, options.files) for parse in (False, True)]
     answers = tokenize_with_whit(options.tool, options.model, requests)
     if len(answers) != len(requests):
@@ -201,10 +204,15 @@ def main():
 
     mismatches = tokens = 0
     for (text, parse), answer in zip(requests, answers):
-        reference.encode_special_tokens = not parse
+        reference.encode_special_tokens = exported.encode_special_tokens = not parse
         expected = reference.encode(text, add_special_tokens=False).ids
         expected_text = reference.decode(expected, skip_special_tokens=False) if not parse else None
         tokens += len(expected)
+        given = exported.encode(text, add_special_tokens=False).ids
+        if given != expected or exported.decode(given, skip_special_tokens=False) != (
+                reference.decode(expected, skip_special_tokens=False)):
+            mismatches += 1
+            print(f"mismatch of tokenizer.json, parse_special={parse}: {ascii(text)[:200]}")
         if answer["token_ids"] != expected or expected_text not in (None, answer["text"]):
             mismatches += 1
             if mismatches <= 20:

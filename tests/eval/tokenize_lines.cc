@@ -1,15 +1,18 @@
 // whit_tokenize_lines MODEL.gguf: tokenizes what it reads, for comparison with other
-// implementations.
+// implementations. whit_tokenize_lines --tokenizer-json MODEL.gguf: writes the model's
+// tokenizer.json.
 //
 // Standard input: JSON objects, one a line: {"text": "…", "parse_special": false}.
 // Standard output, one line for each: {"token_ids": […], "text": "…"}, the ids turned back to text.
 #include <cstdint>
 #include <iostream>
 #include <string>
+#include <string_view>
 
 #include "nlohmann/json.hpp"
 #include "runtime/model/gguf.h"
 #include "runtime/text/tokenizer.h"
+#include "runtime/text/tokenizer_json.h"
 #include "runtime/text/utf8.h"
 
 namespace {
@@ -22,11 +25,18 @@ int Fail(const std::string& message) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return Fail("usage: whit_tokenize_lines MODEL.gguf");
-  const auto file = whit::GgufFile::Open(argv[1]);
+  const bool exports = argc == 3 && std::string_view(argv[1]) == "--tokenizer-json";
+  if (argc != 2 && !exports) {
+    return Fail("usage: whit_tokenize_lines [--tokenizer-json] MODEL.gguf");
+  }
+  const auto file = whit::GgufFile::Open(argv[argc - 1]);
   if (!file.ok()) return Fail(file.status().ToString());
   const auto tokenizer = whit::Tokenizer::Create(**file);
   if (!tokenizer.ok()) return Fail(tokenizer.status().ToString());
+  if (exports) {
+    std::cout << whit::ToTokenizerJson(**tokenizer);
+    return 0;
+  }
 
   std::ios::sync_with_stdio(false);
   for (std::string line; std::getline(std::cin, line);) {

@@ -31,8 +31,8 @@ def pytest_configure(config):
     code = protoc.main(
         ["protoc", f"-I{ROOT / 'proto'}", f"-I{pathlib.Path(protoc.__file__).parent / '_proto'}",
          f"--python_out={stubs}", f"--grpc_python_out={stubs}",
-         "whit/v1/text_generation.proto", "xds/data/orca/v3/orca_load_report.proto",
-         "xds/service/orca/v3/orca.proto"])
+         "whit/v1/text_generation.proto", "vllm/grpc/engine/vllm_engine.proto",
+         "xds/data/orca/v3/orca_load_report.proto", "xds/service/orca/v3/orca.proto"])
     assert code == 0
     sys.path.insert(0, stubs)
     importlib.invalidate_caches()
@@ -111,9 +111,42 @@ def server(tiny_model):
     """
     from whitd import Whitd
 
-    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", "--kv-policy=fp16")
+    shared = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", "--kv-policy=fp16",
+                   "--reflection")
     yield shared
     assert shared.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def authority():
+    """Signs the certificates of secured servers and of their clients."""
+    from certificates import Authority
+
+    return Authority()
+
+
+@pytest.fixture
+def files(tmp_path, authority):
+    from secured import Files
+
+    return Files(tmp_path, authority)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory, tiny_model, authority):
+    """TLS and tokens at tls_address; at address a plaintext listener."""
+    from secured import Files
+    from whitd import Whitd
+
+    files = Files(tmp_path_factory.mktemp("secured"), authority)
+    server = Whitd(BIN_DIR / "whitd", tiny_model, "--kv-cache-bytes=64M", *files.tls,
+                   f"--auth-tokens-file={files.tokens}", "--listen-plaintext=127.0.0.1:0",
+                   "--reflection", "--channelz")
+    server.files = files
+    server.tls_address = server.address
+    server.address = server.wait_for_event("ready")["listen_plaintext"]
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture

@@ -229,7 +229,8 @@ def test_drain_lets_running_requests_finish(slow):
         assert refused.trailers["whit-reason"] == "draining"
         with grpc.insecure_channel(slow.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            for service in ("", "whit.v1.TextGenerationService"):
+            for service in ("", "whit.v1.TextGenerationService",
+                            "vllm.grpc.engine.VllmEngine"):
                 assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == (
                     health_pb2.HealthCheckResponse.NOT_SERVING)
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING

@@ -32,6 +32,8 @@ int main(int argc, char** argv) {
   app.add_option("--embedding-type", options.embedding_type, "Type of the embeddings")
       ->transform(CLI::CheckedTransformer(types));
   app.add_flag("--untied", untied, "Write an output matrix of its own");
+  app.add_option("--pre", options.pre_tokenizer, "Pre-tokenizer")->capture_default_str();
+  app.add_flag("--add-bos", options.add_bos, "Ask for a begin-of-text token");
   app.add_option("--seed", options.seed, "Seed of the weights")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   options.tied_embeddings = !untied;

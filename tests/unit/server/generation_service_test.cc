@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "server/grpc_server.h"
 #include "server/load_report_service.h"
+#include "server/vllm_service.h"
 
 namespace whit {
 namespace {
@@ -21,7 +22,8 @@ class LoadingServerTest : public ::testing::Test {
   LoadingServerTest() {
     ServerOptions options;
     options.listen = {"127.0.0.1:0"};
-    absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {&service_, &load_reports_});
+    absl::StatusOr<GrpcServer> started =
+        StartGrpcServer(options, {}, {&service_, &vllm_service_, &load_reports_});
     EXPECT_TRUE(started.ok()) << started.status();
     grpc_ = *std::move(started);
     channel_ = grpc::CreateChannel(grpc_.addresses[0], grpc::InsecureChannelCredentials());
@@ -43,6 +45,7 @@ class LoadingServerTest : public ::testing::Test {
   ActiveCalls active_calls_;
   ServiceContext context_{.logger = logger_, .metrics = metrics_, .active_calls = active_calls_};
   GenerationService service_{context_};
+  VllmService vllm_service_{context_};
   LoadReportService load_reports_{context_};
   GrpcServer grpc_;
   std::shared_ptr<grpc::Channel> channel_;
@@ -109,20 +112,69 @@ TEST_F(LoadingServerTest, EveryMethodIsUnavailable) {
   }
 }
 
+TEST_F(LoadingServerTest, EveryMethodOfVllmIsUnavailableButHealthCheck) {
+  namespace vllm = ::vllm::grpc::engine;
+  const auto stub = VllmEngine::NewStub(channel_);
+  {
+    grpc::ClientContext rpc;
+    const auto reader = stub->Generate(&rpc, vllm::GenerateRequest());
+    vllm::GenerateResponse piece;
+    EXPECT_FALSE(reader->Read(&piece));
+    ExpectLoading(reader->Finish(), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    const auto reader = stub->GetTokenizer(&rpc, vllm::GetTokenizerRequest());
+    vllm::GetTokenizerChunk chunk;
+    EXPECT_FALSE(reader->Read(&chunk));
+    ExpectLoading(reader->Finish(), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    vllm::AbortResponse response;
+    ExpectLoading(stub->Abort(&rpc, vllm::AbortRequest(), &response), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    vllm::GetModelInfoResponse response;
+    ExpectLoading(stub->GetModelInfo(&rpc, vllm::GetModelInfoRequest(), &response), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    vllm::GetServerInfoResponse response;
+    ExpectLoading(stub->GetServerInfo(&rpc, vllm::GetServerInfoRequest(), &response), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    vllm::GetLoadsResponse response;
+    ExpectLoading(stub->GetLoads(&rpc, vllm::GetLoadsRequest(), &response), rpc);
+  }
+  {
+    grpc::ClientContext rpc;
+    vllm::HealthCheckResponse response;
+    EXPECT_TRUE(stub->HealthCheck(&rpc, vllm::HealthCheckRequest(), &response).ok());
+    EXPECT_FALSE(response.healthy());
+    EXPECT_EQ(response.message(), "the model is being loaded");
+  }
+}
+
 TEST_F(LoadingServerTest, HealthFollowsSetServing) {
-  const std::string service = v1::TextGenerationService::service_full_name();
-  EXPECT_EQ(Health(""), HealthCheckResponse::NOT_SERVING);
-  EXPECT_EQ(Health(service), HealthCheckResponse::NOT_SERVING);
+  const std::string services[] = {"", v1::TextGenerationService::service_full_name(),
+                                  VllmEngine::service_full_name()};
+  for (const std::string& service : services) {
+    EXPECT_EQ(Health(service), HealthCheckResponse::NOT_SERVING) << service;
+  }
   SetServing(*grpc_.server, true);
-  EXPECT_EQ(Health(""), HealthCheckResponse::SERVING);
-  EXPECT_EQ(Health(service), HealthCheckResponse::SERVING);
+  for (const std::string& service : services) {
+    EXPECT_EQ(Health(service), HealthCheckResponse::SERVING) << service;
+  }
 }
 
 TEST_F(LoadingServerTest, AnAddressThatIsTakenIsNamed) {
   ServerOptions options;
   options.listen = {"127.0.0.1:0", grpc_.addresses[0]};
   GenerationService other(context_);
-  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {&other});
+  const absl::StatusOr<GrpcServer> started = StartGrpcServer(options, {}, {&other});
   EXPECT_EQ(started.status(), absl::UnavailableError("cannot listen on " + grpc_.addresses[0] +
                                                      ": Address already in use"));
 }

@@ -45,24 +45,50 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
 }
 
 TEST(OptionsTest, TakesEveryFlag) {
-  const ParsedCommandLine parsed =
-      Parse({"--model=m.gguf",          "--listen=127.0.0.1:1,unix:/tmp/s",
-             "--listen=[::1]:2",        "--metrics-listen=off",
-             "--max-message-bytes=1M",  "--threads=3",
-             "--kv-cache-bytes=24M",    "--kv-policy=static:K4V4",
-             "--kv-policy-file=p",      "--kv-floor=K8V4",
-             "--kv-ring-tokens=64",     "--kv-target-bits=3.5",
-             "--kv-ring-rung=K4V4",     "--kv-sink-rung=K8V8",
-             "--max-cached-prefixes=2", "--max-running=5",
-             "--max-queue-requests=6",  "--max-queue-prompt-tokens=7",
-             "--max-step-tokens=80",    "--prefill-chunk-tokens=9",
-             "--drain-timeout=1m",      "--log-level=warn",
-             "--log-format=json"});
+  const ParsedCommandLine parsed = Parse({"--model=m.gguf",
+                                          "--listen=127.0.0.1:1,unix:/tmp/s",
+                                          "--listen=[::1]:2",
+                                          "--metrics-listen=off",
+                                          "--max-message-bytes=1M",
+                                          "--threads=3",
+                                          "--kv-cache-bytes=24M",
+                                          "--kv-policy=static:K4V4",
+                                          "--kv-policy-file=p",
+                                          "--kv-floor=K8V4",
+                                          "--kv-ring-tokens=64",
+                                          "--kv-target-bits=3.5",
+                                          "--kv-ring-rung=K4V4",
+                                          "--kv-sink-rung=K8V8",
+                                          "--max-cached-prefixes=2",
+                                          "--max-running=5",
+                                          "--max-queue-requests=6",
+                                          "--max-queue-prompt-tokens=7",
+                                          "--max-step-tokens=80",
+                                          "--prefill-chunk-tokens=9",
+                                          "--drain-timeout=1m",
+                                          "--log-level=warn",
+                                          "--log-format=json",
+                                          "--max-streams-per-connection=11",
+                                          "--tls-certificate=c",
+                                          "--tls-key=k",
+                                          "--tls-client-ca=a",
+                                          "--auth-tokens-file=t",
+                                          "--reflection",
+                                          "--channelz",
+                                          "--insecure",
+                                          "--listen-plaintext=127.0.0.1:4,unix:/tmp/p"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
   EXPECT_EQ(options.metrics_listen, "");
   EXPECT_EQ(options.max_message_bytes, 1 << 20);
+  EXPECT_EQ(options.max_streams_per_connection, 11);
+  EXPECT_EQ(options.tls.certificate, "c");
+  EXPECT_EQ(options.tls.key, "k");
+  EXPECT_EQ(options.tls.client_ca, "a");
+  EXPECT_EQ(options.auth_tokens_file, "t");
+  EXPECT_THAT(options.listen_plaintext, ElementsAre("127.0.0.1:4", "unix:/tmp/p"));
+  EXPECT_TRUE(options.reflection && options.channelz && options.insecure);
   EXPECT_EQ(options.threads, 3);
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
   EXPECT_EQ(options.kv_policy->ToString(), "static:K4V4");
@@ -85,13 +111,13 @@ TEST(OptionsTest, TakesEveryFlag) {
 TEST(OptionsTest, EnvironmentVariablesStandInForAbsentFlags) {
   const ScopedEnvironment model("WHIT_MODEL", "e.gguf");
   const ScopedEnvironment bytes("WHIT_KV_CACHE_BYTES", "2G");
-  const ScopedEnvironment listen("WHIT_LISTEN", "a:1,b:2");
+  const ScopedEnvironment listen("WHIT_LISTEN", "127.0.0.1:1,[::1]:2");
   const ScopedEnvironment ring("WHIT_KV_RING_TOKENS", "128");
   ParsedCommandLine parsed = Parse({});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   EXPECT_EQ(parsed.options->model_path, "e.gguf");
   EXPECT_EQ(parsed.options->kv_cache_bytes, uint64_t{2} << 30);
-  EXPECT_THAT(parsed.options->listen, ElementsAre("a:1", "b:2"));
+  EXPECT_THAT(parsed.options->listen, ElementsAre("127.0.0.1:1", "[::1]:2"));
   EXPECT_EQ(parsed.options->engine.kv_ring.tokens, 128);
 
   parsed = Parse({"--model=f.gguf", "--kv-cache-bytes=1G"});
@@ -172,6 +198,48 @@ TEST(OptionsTest, HelpNamesEveryFlagAndSucceeds) {
     EXPECT_THAT(parsed.text, HasSubstr(flag));
   }
   EXPECT_THAT(Parse({"--version"}).text, HasSubstr("whitd "));
+}
+
+TEST(OptionsTest, NothingIsOpenToOthersUnlessTold) {
+  const std::vector<std::string> tls = {"--model=m.gguf", "--tls-certificate=c", "--tls-key=k"};
+  const auto parse = [](std::vector<std::string> flags, const std::vector<std::string>& more) {
+    flags.insert(flags.end(), more.begin(), more.end());
+    return Parse(flags);
+  };
+  for (const char* address : {"0.0.0.0:1", "[::]:1", "192.0.2.1:1", "127.0.0.1:1,0.0.0.0:2"}) {
+    const std::string listen = std::string("--listen=") + address;
+    const ParsedCommandLine refused = parse({"--model=m.gguf"}, {listen});
+    EXPECT_EQ(refused.exit_status, kExitUsage) << address;
+    EXPECT_THAT(refused.text, HasSubstr("can be reached from other machines"));
+    EXPECT_THAT(refused.text,
+                HasSubstr("--tls-certificate and --tls-key and --auth-tokens-file or"));
+    EXPECT_THAT(parse(tls, {listen}).text, HasSubstr("give --auth-tokens-file or"));
+    EXPECT_THAT(parse({"--model=m.gguf"}, {listen, "--auth-tokens-file=t"}).text,
+                HasSubstr("give --tls-certificate and --tls-key, or say --insecure"));
+    EXPECT_TRUE(parse({"--model=m.gguf"}, {listen, "--insecure"}).options.has_value());
+    EXPECT_TRUE(parse(tls, {listen, "--auth-tokens-file=t"}).options.has_value());
+    EXPECT_TRUE(parse(tls, {listen, "--tls-client-ca=a"}).options.has_value());
+  }
+  EXPECT_THAT(parse(tls, {"--listen=0.0.0.0:1"}).text, HasSubstr("0.0.0.0:1 can be reached"));
+
+  // Whatever else is protected.
+  const std::vector<std::string> plaintext = {"--auth-tokens-file=t",
+                                              "--listen-plaintext=0.0.0.0:3"};
+  EXPECT_THAT(parse(tls, plaintext).text,
+              HasSubstr("--listen-plaintext: 0.0.0.0:3 can be reached"));
+  for (const char* address : {"127.0.0.1:3", "unix:/run/s"}) {
+    const ParsedCommandLine allowed = parse(tls, {std::string("--listen-plaintext=") + address});
+    ASSERT_TRUE(allowed.options.has_value()) << allowed.text;
+    EXPECT_THAT(allowed.options->listen_plaintext, ElementsAre(address));
+  }
+}
+
+TEST(OptionsTest, TlsFlagsGoTogether) {
+  EXPECT_THAT(Parse({"--model=m", "--tls-certificate=c"}).text, HasSubstr("--tls-key is missing"));
+  EXPECT_THAT(Parse({"--model=m", "--tls-key=k"}).text, HasSubstr("--tls-certificate is missing"));
+  EXPECT_THAT(Parse({"--model=m", "--tls-client-ca=a"}).text,
+              HasSubstr("--tls-client-ca: --tls-certificate is missing"));
+  EXPECT_EQ(Parse({"--model=m", "--tls-key=k"}).exit_status, kExitUsage);
 }
 
 }  // namespace

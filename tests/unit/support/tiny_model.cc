@@ -170,9 +170,9 @@ void SetMetadata(const TinyModelOptions& options, const Vocabulary& vocabulary, 
   file.Set("llama.vocab_size", static_cast<uint32_t>(vocabulary.tokens.size()));
   file.Set("llama.rope.dimension_count", count(options.head_dim));
   file.Set("tokenizer.ggml.add_space_prefix", false);
-  file.Set("tokenizer.ggml.add_bos_token", false);
+  file.Set("tokenizer.ggml.add_bos_token", options.add_bos);
   file.Set("tokenizer.ggml.model", std::string("gpt2"));
-  file.Set("tokenizer.ggml.pre", std::string("smollm"));
+  file.Set("tokenizer.ggml.pre", options.pre_tokenizer);
   file.Set("tokenizer.ggml.tokens", GgufWriter::Array(vocabulary.tokens));
   file.Set("tokenizer.ggml.token_type", GgufWriter::Array(vocabulary.types));
   file.Set("tokenizer.ggml.merges", GgufWriter::Array(vocabulary.merges));

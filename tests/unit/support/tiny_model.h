@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "runtime/model/gguf.h"
@@ -21,6 +22,8 @@ struct TinyModelOptions {
   int num_kv_heads = 2;
   int head_dim = 16;
   bool tied_embeddings = true;
+  std::string pre_tokenizer = "smollm";
+  bool add_bos = false;
   TensorType matrix_type = TensorType::kQ4_1;
   TensorType embedding_type = TensorType::kQ8_0;  // of the output matrix too
   uint32_t seed = 1;

@@ -34,6 +34,18 @@ TEST(DecideAdmissionTest, WhatFitsOvertakesTheQueueWhereThatIsAllowed) {
   EXPECT_EQ(*DecideAdmission(kLimits, state, {.bytes = 1}), Admission::kWait);
 }
 
+TEST(DecideAdmissionTest, AClientsShareCountsForWhatWaits) {
+  const ClientShare share = {.max_waiting_prompt_tokens = 50, .waiting_prompt_tokens = 30};
+  EXPECT_EQ(*DecideAdmission(kLimits, {}, {.prompt_tokens = 21}, share), Admission::kRun);
+  const AdmissionState full = {.running = 2, .waiting = 1, .waiting_prompt_tokens = 30};
+  EXPECT_EQ(*DecideAdmission(kLimits, full, {.prompt_tokens = 20}, share), Admission::kWait);
+  const absl::Status status = DecideAdmission(kLimits, full, {.prompt_tokens = 21}, share).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RejectionReason(status), "client_queue_prompt_tokens");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("30 prompt tokens of this client wait and "
+                                                       "this request has 21; at most 50"));
+}
+
 TEST(NextToStartTest, IsTheFirstThatFitsOfThoseFirstInLine) {
   const AdmissionState state = {.reserved_bytes = 600, .running = 1};
   const auto waiting = [](std::vector<size_t> bytes) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <deque>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -57,6 +58,31 @@ TEST(RequestQueueTest, StartsInOrderOfArrivalAsFarAsBytesAndPlacesGo) {
   EXPECT_EQ(queue.state().waiting, 0);
   EXPECT_EQ(queue.state().waiting_prompt_tokens, 0);
   EXPECT_EQ(queue.state().reserved_bytes, 95u);
+}
+
+TEST(RequestQueueTest, AClientHasNoMoreThanItsShareOfTheQueue) {
+  RequestQueue queue(kLimits);
+  const auto request = [](const std::string& client, int prompt_tokens, int64_t most) {
+    QueuedRequest queued = Request(60, prompt_tokens);
+    queued.request.client = client;
+    queued.request.client_max_waiting_prompt_tokens = most;
+    return queued;
+  };
+  const auto refused = [&](QueuedRequest queued) {
+    EXPECT_TRUE(queue.TakeTicket().ok());
+    const absl::Status status = queue.Submit(std::move(queued)).status();
+    queue.ReturnTicket();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    return RejectionReason(status);
+  };
+  Submit(queue, request("a", 30, 10));  // runs at once: the share is one of the queue
+  EXPECT_EQ(refused(request("a", 11, 10)), "client_queue_prompt_tokens");
+  const uint64_t first = Submit(queue, request("a", 6, 10));
+  EXPECT_EQ(refused(request("a", 5, 10)), "client_queue_prompt_tokens");
+  Submit(queue, request("b", 20, 20));  // what others have does not count
+  queue.Cancel(first);
+  EXPECT_EQ(Numbers(queue.Take(kNow).cancelled), (Vec{first}));
+  Submit(queue, request("a", 10, 10));
 }
 
 // A large request among an endless stream of small ones, each of which fits beside those that run.
