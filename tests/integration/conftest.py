@@ -31,8 +31,8 @@ def pytest_configure(config):
     code = protoc.main(
         ["protoc", f"-I{ROOT / 'proto'}", f"-I{pathlib.Path(protoc.__file__).parent / '_proto'}",
          f"--python_out={stubs}", f"--grpc_python_out={stubs}",
-         "whit/v1/text_generation.proto", "xds/data/orca/v3/orca_load_report.proto",
-         "xds/service/orca/v3/orca.proto"])
+         "google/api/annotations.proto", "google/api/http.proto", "whit/v1/text_generation.proto",
+         "xds/data/orca/v3/orca_load_report.proto", "xds/service/orca/v3/orca.proto"])
     assert code == 0
     sys.path.insert(0, stubs)
     importlib.invalidate_caches()
