@@ -44,6 +44,11 @@ def pytest_terminal_summary(terminalreporter):
             "WHIT_MODEL is not set: the tests on a real model were SKIPPED", yellow=True)
 
 
+@pytest.fixture(scope="session")
+def bin_dir():
+    return BIN_DIR
+
+
 def make_model(path, *flags):
     subprocess.run([BIN_DIR / "whit_make_tiny_model", path, *flags], check=True)
     return path
