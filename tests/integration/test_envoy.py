@@ -206,6 +206,27 @@ def test_a_killed_server_takes_only_its_own_streams_with_it(start_pair):
     assert Stream(stub.GenerateStream(request("Anyone?"))).code == grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_request_that_waited_at_a_killed_server_goes_to_another(start_pair):
+    gateway, (victim, survivor) = start_pair("--max-running=1")
+    stub = gateway.stub()
+    with victim.client() as direct:
+        running = direct.GenerateStream(request("Go on", **ENDLESS))
+        next(running)
+        calls = []
+
+        def waits():
+            calls.append(stub.GenerateStream(request("Me too", max_new_tokens=5, ignore_eos=True)))
+            return victim.capacity().requests_waiting > 0
+
+        eventually(waits, "one waits there")
+        victim.process.kill()
+        got = [Stream(call) for call in calls]
+        assert Stream(running).code == grpc.StatusCode.UNAVAILABLE
+    assert [(one.code, len(one.token_ids)) for one in got] == (
+        [(grpc.StatusCode.OK, 5)] * len(calls))
+    survivor.check_alive()
+
+
 def test_a_server_that_goes_down_loses_no_stream(start_pair):
     gateway, (leaving, staying) = start_pair()
     stub = gateway.stub()
