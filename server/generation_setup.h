@@ -24,9 +24,9 @@ namespace whit {
 // The call's deadline in the engine's terms.
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 
-// When the engine ends a call that began at `start`: a twentieth of its time before its deadline, at
-// most 200 ms. gRPC sends nothing more once the deadline has passed, and a stream must not end without
-// its last message: behind a gateway, HTTP clients see no status.
+// When the engine ends a call that began at `start`: a twentieth of its time before its deadline,
+// at most 200 ms. gRPC sends nothing more once the deadline has passed, and a stream must not end
+// without its last message: behind a gateway, HTTP clients see no status.
 absl::Time EngineDeadline(absl::Time start, absl::Time deadline);
 
 // True if a call that began at `start` was given up because its deadline passed, rather than

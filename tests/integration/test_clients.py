@@ -42,6 +42,11 @@ def test_grpcurl(server, grpcurl, bin_dir):
     assert '"completionTokens"' in said
 
 
+def test_grpcurl_needs_no_descriptors_where_the_server_reflects(server, grpcurl):
+    assert "whit.v1.TextGenerationService" in run(
+        [grpcurl, "-plaintext", server.address, "list"]).split()
+
+
 def test_grpcurl_checks_health(server, grpcurl, bin_dir):
     """As grpc_health_probe does."""
     said = run([grpcurl, "-plaintext", "-protoset", bin_dir.parent / "share/whit/whit.protoset",
