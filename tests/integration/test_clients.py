@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from whitd import TIMEOUT
+from whitd import TIMEOUT, Stream, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:50051"  # in the README
@@ -56,8 +56,6 @@ def test_grpcurl_checks_health(server, grpcurl, bin_dir):
 
 
 def test_python(server, tmp_path):
-    from grpc_tools import protoc  # noqa: F401  (what the README has one install)
-
     readme = (ROOT / "README.md").read_text()
     command = re.search(r"`python (-m grpc_tools\.protoc [^`]*)`", readme)[1].split()
     command[command.index("proto")] = str(ROOT / "proto")
@@ -70,7 +68,5 @@ def test_python(server, tmp_path):
 
 def test_cpp(server, bin_dir):
     with server.client() as stub:
-        from whitd import Stream, request
-
         expected = Stream(stub.GenerateStream(request("Once upon a time", max_new_tokens=32)))
     assert run([bin_dir / "whit_readme_client", server.address]) == expected.text
