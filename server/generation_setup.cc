@@ -1,5 +1,6 @@
 #include "server/generation_setup.h"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 
@@ -9,6 +10,11 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   const std::chrono::system_clock::time_point deadline = context.deadline();
   return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
                                                                   : absl::FromChrono(deadline);
+}
+
+absl::Time EngineDeadline(absl::Time start, absl::Time deadline) {
+  const absl::Duration time_allowed = std::max(deadline - start, absl::ZeroDuration());
+  return deadline - std::min(time_allowed / 20, absl::Milliseconds(200));
 }
 
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start) {

@@ -24,6 +24,11 @@ namespace whit {
 // The call's deadline in the engine's terms.
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context);
 
+// When the engine ends a call that began at `start`: a twentieth of its time before its deadline,
+// at most 200 ms. gRPC sends nothing more once the deadline has passed, and a stream must not end
+// without its last message: behind a gateway, HTTP clients see no status.
+absl::Time EngineDeadline(absl::Time start, absl::Time deadline);
+
 // True if a call that began at `start` was given up because its deadline passed, rather than
 // because its client left: then the engine, which knows the deadline, ends the request itself.
 bool DeadlinePassed(const grpc::CallbackServerContext& context, absl::Time start);
@@ -64,7 +69,7 @@ struct GenerationSetup {
     if (!converted.ok()) return converted.status();
     request = *std::move(converted);
     request.id = log.request_id();
-    request.deadline = DeadlineOf(rpc);
+    request.deadline = EngineDeadline(log.start(), DeadlineOf(rpc));
     policy = request.kv_policy;
     return absl::OkStatus();
   }

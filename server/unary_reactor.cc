@@ -118,7 +118,7 @@ absl::StatusOr<std::vector<int32_t>> ScoreReactor::EncodeContinuation() const {
 absl::StatusOr<Request> ScoreReactor::Encode() {
   Request request;
   request.id = log_.request_id();
-  request.deadline = DeadlineOf(*rpc_);
+  request.deadline = EngineDeadline(log_.start(), DeadlineOf(*rpc_));
   request.kv_policy = precision_.policy;
   request.kv_target_bits = precision_.target_bits;
   request.kv_floor = precision_.floor;

@@ -31,7 +31,8 @@ def pytest_configure(config):
     code = protoc.main(
         ["protoc", f"-I{ROOT / 'proto'}", f"-I{pathlib.Path(protoc.__file__).parent / '_proto'}",
          f"--python_out={stubs}", f"--grpc_python_out={stubs}",
-         "whit/v1/text_generation.proto", "vllm/grpc/engine/vllm_engine.proto",
+         "google/api/annotations.proto", "google/api/http.proto", "whit/v1/text_generation.proto",
+         "vllm/grpc/engine/vllm_engine.proto",
          "xds/data/orca/v3/orca_load_report.proto", "xds/service/orca/v3/orca.proto"])
     assert code == 0
     sys.path.insert(0, stubs)
@@ -42,6 +43,11 @@ def pytest_terminal_summary(terminalreporter):
     if not os.environ.get("WHIT_MODEL"):
         terminalreporter.write_line(
             "WHIT_MODEL is not set: the tests on a real model were SKIPPED", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def bin_dir():
+    return BIN_DIR
 
 
 def make_model(path, *flags):

@@ -59,9 +59,11 @@ def test_a_client_that_vanishes_is_noticed(slow):
 
 def test_a_deadline_ends_a_stream(slow):
     with slow.client() as stub:
-        got = Stream(stub.GenerateStream(request("Go on", **LONG), timeout=1))
+        got = Stream(stub.GenerateStream(request("Go on", **LONG), timeout=2))
     assert got.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert 0 < len(got.token_ids) < 20_000
+    # Told before the status, for those who do not see it.
+    assert got.last.finish_reason == pb.FINISH_REASON_DEADLINE
     slow.wait_until_empty()
     assert slow.wait_for_event("request", code="DEADLINE_EXCEEDED")["reason"] == "deadline"
 
