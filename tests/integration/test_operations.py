@@ -48,7 +48,11 @@ def test_unknown_methods_are_unimplemented(channel):
 
 NAMES = {
     "whit_kv_cache_capacity_bytes", "whit_kv_cache_used_bytes", "whit_kv_cache_reserved_bytes",
-    "whit_kv_cache_reclaimable_bytes",
+    "whit_kv_cache_reclaimable_bytes", "whit_kv_cache_reservable_bytes",
+    "whit_kv_cache_rung_bits_per_element", "whit_kv_cache_ceiling_bits_per_element",
+    "whit_controller_pressure", "whit_admission_utilization_ratio", "whit_requests_running_limit",
+    "whit_admission_queue_requests_limit", "whit_admission_queue_prompt_tokens_limit",
+    "whit_prefix_cache_prefixes", "whit_engine_phase_seconds_total", "whit_health_serving",
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
     "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
     "whit_controller_price", "whit_demotions_total", "whit_admission_headroom_tokens",

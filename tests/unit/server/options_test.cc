@@ -35,6 +35,7 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
   EXPECT_EQ(parsed.options->model_path, "m.gguf");
   EXPECT_THAT(parsed.options->listen, ElementsAre("127.0.0.1:50051"));
   EXPECT_EQ(parsed.options->metrics_listen, "127.0.0.1:9464");
+  EXPECT_EQ(parsed.options->metrics_compat, MetricsCompat::kNone);
   EXPECT_FALSE(parsed.options->kv_cache_bytes.has_value());
   EXPECT_GE(parsed.options->threads, 1);
   EXPECT_FALSE(parsed.options->kv_policy.has_value());
@@ -57,11 +58,12 @@ TEST(OptionsTest, TakesEveryFlag) {
              "--max-queue-requests=6",  "--max-queue-prompt-tokens=7",
              "--max-step-tokens=80",    "--prefill-chunk-tokens=9",
              "--drain-timeout=1m",      "--log-level=warn",
-             "--log-format=json"});
+             "--log-format=json",       "--metrics-compat=vllm"});
   ASSERT_TRUE(parsed.options.has_value()) << parsed.text;
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
   EXPECT_EQ(options.metrics_listen, "");
+  EXPECT_EQ(options.metrics_compat, MetricsCompat::kVllm);
   EXPECT_EQ(options.max_message_bytes, 1 << 20);
   EXPECT_EQ(options.threads, 3);
   EXPECT_EQ(options.kv_cache_bytes, 24 << 20);
@@ -127,6 +129,7 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
                                          {"--listen", "50051", "HOST:PORT"},
                                          {"--listen", "127.0.0.1:70000", "65535"},
                                          {"--metrics-listen", "unix:/tmp/s", "HOST:PORT"},
+                                         {"--metrics-compat", "sglang", "vllm"},
                                          {"--max-message-bytes", "2G", "1.0 GiB"},
                                          {"--max-running", "-1", "[1, "},
                                          {"--max-queue-requests", "1.5", "[0, "},
