@@ -170,18 +170,22 @@ def test_a_pod_has_time_to_drain():
         before + seconds(flags["drain-timeout"]) + LAST_SECONDS)
 
 
+def test_the_pods_variables_are_flags():
+    """Others are not noticed by whitd."""
+    done = subprocess.run([BIN_DIR / "whitd", "--help"], capture_output=True, text=True, check=True)
+    for variable in WHITD["env"]:
+        flag = variable["name"].removeprefix("WHIT_").lower().replace("_", "-")
+        assert f"--{flag}" in done.stdout
+
+
 @pytest.fixture
 def pod(slow_model):
     """whitd with the pod's flags and variables, but for its addresses and its model."""
-    unlike = {"WHIT_MODEL", "WHIT_LISTEN", "WHIT_METRICS_LISTEN"}
-    switches = [f"--{variable['name'].removeprefix('WHIT_').lower().replace('_', '-')}"
-                for variable in WHITD["env"] if variable["name"] not in unlike
-                and variable["value"] == "true"]
-    assert len(switches) + len(unlike) == len(WHITD["env"])
-    component = KUSTOMIZATIONS[pathlib.Path("inference-gateway")]
-    added = [operation["value"] for patch in component["patches"]
+    added = [operation["value"]
+             for patch in KUSTOMIZATIONS[pathlib.Path("inference-gateway")]["patches"]
              for operation in yaml.safe_load(patch["patch"])]
-    server = Whitd(BIN_DIR / "whitd", slow_model, *WHITD["args"], *added, *switches)
+    server = Whitd(BIN_DIR / "whitd", slow_model, *WHITD["args"], *added,
+                   variables={variable["name"]: variable["value"] for variable in WHITD["env"]})
     yield server
     server.kill()
 
