@@ -86,8 +86,8 @@ struct EngineSnapshot {
   // Tokens of one more request that could be admitted now; of these, how many the free bytes hold
   // at the present mean.
   int64_t headroom_tokens_floor = 0;
-  int64_t capacity_tokens_floor = 0;  // what headroom_tokens_floor is when nothing is admitted
   int64_t headroom_tokens_current = 0;
+  int64_t capacity_tokens_floor = 0;  // what headroom_tokens_floor is while nothing is admitted
   int running = 0;
   int waiting = 0;
   int64_t waiting_prompt_tokens = 0;

@@ -184,8 +184,9 @@ def pod(slow_model):
     added = [operation["value"]
              for patch in KUSTOMIZATIONS[pathlib.Path("inference-gateway")]["patches"]
              for operation in yaml.safe_load(patch["patch"])]
-    server = Whitd(BIN_DIR / "whitd", slow_model, *WHITD["args"], *added,
-                   variables={variable["name"]: variable["value"] for variable in WHITD["env"]})
+    variables = {variable["name"]: variable.get("value") or WHITD["resources"]["requests"]["cpu"]
+                 for variable in WHITD["env"]}
+    server = Whitd(BIN_DIR / "whitd", slow_model, *WHITD["args"], *added, variables=variables)
     yield server
     server.kill()
 
