@@ -91,6 +91,15 @@ def test_an_alert_fires_when_the_server_is_full(prometheus):
     eventually(pending, "WhitHeadroomGone is pending")
 
 
+def test_metrics_are_named_as_prometheus_wants_them(server):
+    """But for bits per element, which are no amount of bytes."""
+    done = subprocess.run([tool("promtool"), "check", "metrics"], input=server.metrics_text(),
+                          capture_output=True, text=True, timeout=TIMEOUT)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines()
+                  if "_bits_per_element " not in line]
+    assert complaints == []
+
+
 def test_rules_do_what_their_tests_say():
     promtool = tool("promtool")
     for arguments in (["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]):
