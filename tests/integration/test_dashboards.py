@@ -216,10 +216,13 @@ def test_dashboards_are_of_grafanas_published_types(grafana_types):
 
 
 def test_provisioning_fits_together():
-    provisioning = ROOT / "deploy/grafana/provisioning"
-    source, = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    def load_provisioning(name):
+        return yaml.safe_load((ROOT / "deploy/grafana/provisioning" / name).read_text())
+
+    source, = load_provisioning("datasources/prometheus.yaml")["datasources"]
     assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
     scrape = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scrape
-    provider, = yaml.safe_load((provisioning / "dashboards/whit.yaml").read_text())["providers"]
-    assert provider["type"] == "file" and provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    provider, = load_provisioning("dashboards/whit.yaml")["providers"]
+    assert provider["type"] == "file"
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"

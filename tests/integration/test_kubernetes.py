@@ -37,9 +37,9 @@ WHITD, = POD["spec"]["containers"]
 
 def validate(document):
     """Raises an error that names what is wrong."""
-    validator = pytest.importorskip(
-        "kubernetes_validate", reason="pip install -r tests/integration/kubernetes_requirements.txt")
-    jsonschema = pytest.importorskip("jsonschema")
+    missing = "pip install -r tests/integration/kubernetes_requirements.txt"
+    validator = pytest.importorskip("kubernetes_validate", reason=missing)
+    jsonschema = pytest.importorskip("jsonschema", reason=missing)
     schema = SCHEMAS / f"{document['kind']}.json"
     if schema.exists():
         jsonschema.validate(document, json.loads(schema.read_text()))
@@ -222,7 +222,8 @@ def test_the_gateways_and_the_autoscalers_metrics_are_there(pod):
     assert config["block_size"] == "16"
     tokens = pod.metric("whit_admission_headroom_tokens", precision="floor")
     assert int(config["num_gpu_blocks"]) == tokens / 16 > 0
-    metric = load("autoscaling/horizontalpodautoscaler.yaml")["spec"]["metrics"][0]["pods"]["metric"]
+    wanted, = load("autoscaling/horizontalpodautoscaler.yaml")["spec"]["metrics"]
+    metric = wanted["pods"]["metric"]
     assert metric["name"] in names
     rule, = load("autoscaling/prometheus-adapter-values.yaml")["rules"]["custom"]
     assert rule["seriesQuery"].startswith(metric["name"] + "{")
