@@ -4,6 +4,7 @@
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 
+#include <algorithm>
 #include <exception>
 #include <vector>
 
@@ -32,6 +33,21 @@ Edges RequestEdges() {
   return {.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640};
 }
 
+// Where the time of a pass of the engine goes.
+struct Phase {
+  std::string_view name;
+  absl::Duration (*time)(const StepReport& report);
+};
+constexpr Phase kPhases[] = {
+    {"matmul", [](const StepReport& report) { return report.forward.matmul; }},
+    {"attention", [](const StepReport& report) { return report.forward.attention; }},
+    {"quantize", [](const StepReport& report) { return report.forward.quantize; }},
+    {"logits", [](const StepReport& report) { return report.forward.logits; }},
+    {"relief", [](const StepReport& report) { return report.relief; }},
+    {"sampling", [](const StepReport& report) { return report.sampling; }},
+};
+constexpr std::string_view kOtherPhase = "other";
+
 prometheus::Histogram& AddHistogram(prometheus::Registry& registry, const std::string& name,
                                     const std::string& help, const Edges& edges) {
   return prometheus::BuildHistogram()
@@ -43,10 +59,16 @@ prometheus::Histogram& AddHistogram(prometheus::Registry& registry, const std::s
 
 }  // namespace
 
-Metrics::Metrics()
+Metrics::Metrics(MetricsCompat compat)
     : registry_(std::make_shared<prometheus::Registry>()),
-      engine_(std::make_shared<EngineMetrics>()),
+      engine_(std::make_shared<EngineMetrics>(compat)),
       process_(std::make_shared<ProcessMetrics>()),
+      health_serving_(prometheus::BuildGauge()
+                          .Name("whit_health_serving")
+                          .Help("1 while grpc.health.v1 says SERVING; 0 while the model is loaded "
+                                "and while the server drains")
+                          .Register(*registry_)
+                          .Add({})),
       engine_step_seconds_(AddHistogram(*registry_, "engine_step_seconds",
                                         "Duration of one pass of the engine", StepEdges())),
       time_to_first_token_seconds_(AddHistogram(*registry_, "time_to_first_token_seconds",
@@ -61,6 +83,18 @@ Metrics::Metrics()
       request_queue_seconds_(AddHistogram(*registry_, "request_queue_seconds",
                                           "What a request waited before it ran", RequestEdges())) {
   // All label values exist from the start, so that rates of rare events are right.
+  auto& phases = prometheus::BuildCounter()
+                     .Name("whit_engine_phase_seconds_total")
+                     .Help(
+                         "Where the time of the engine's passes goes: products with weights, "
+                         "attention, quantizing, products for logits, relieving a full cache, "
+                         "sampling, and the rest")
+                     .Register(*registry_);
+  const auto add_phase = [&](std::string_view name) {
+    phase_seconds_[name] = &phases.Add({{"phase", std::string(name)}});
+  };
+  for (const Phase& phase : kPhases) add_phase(phase.name);
+  add_phase(kOtherPhase);
   auto& rejections = prometheus::BuildCounter()
                          .Name("whit_admission_rejections_total")
                          .Help("Requests turned away before they ran")
@@ -86,6 +120,14 @@ EngineObserver Metrics::observer() {
 
 void Metrics::OnStep(const StepReport& report) {
   engine_step_seconds_.Observe(absl::ToDoubleSeconds(report.duration));
+  absl::Duration other = report.duration;
+  for (const Phase& phase : kPhases) {
+    const absl::Duration time = phase.time(report);
+    phase_seconds_.at(phase.name)->Increment(absl::ToDoubleSeconds(time));
+    other -= time;
+  }
+  // Parts and whole are measured by different clocks.
+  phase_seconds_.at(kOtherPhase)->Increment(std::max(0.0, absl::ToDoubleSeconds(other)));
   for (const absl::Duration latency : report.inter_token_latencies) {
     inter_token_latency_seconds_.Observe(absl::ToDoubleSeconds(latency));
   }

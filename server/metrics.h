@@ -3,7 +3,10 @@
 #ifndef WHIT_SERVER_METRICS_H_
 #define WHIT_SERVER_METRICS_H_
 
+#include <prometheus/counter.h>
 #include <prometheus/exposer.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
 #include <map>
@@ -14,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/engine/engine.h"
 #include "server/engine_metrics.h"
+#include "server/options.h"
 
 namespace whit {
 
@@ -22,7 +26,7 @@ namespace whit {
 // snapshot.
 class Metrics {
  public:
-  Metrics();
+  explicit Metrics(MetricsCompat compat = MetricsCompat::kNone);
 
   // Feeds the counters and histograms. This object outlives the engine.
   EngineObserver observer();
@@ -31,6 +35,8 @@ class Metrics {
 
   // The certificate that the server shows. Without TLS there is no such figure.
   void SetCertificateExpiry(absl::Time not_after);
+  // What grpc.health.v1 says of the server; false at first.
+  void SetServing(bool serving) { health_serving_.Set(serving ? 1 : 0); }
 
   // From now on a scrape shows the model and its engine; null: no longer, and none is being read
   // once this returns.
@@ -50,6 +56,8 @@ class Metrics {
 
   std::map<std::string, prometheus::Counter*, std::less<>> rejections_;
   std::map<FinishReason, prometheus::Counter*> requests_;
+  std::map<std::string_view, prometheus::Counter*> phase_seconds_;
+  prometheus::Gauge& health_serving_;
   prometheus::Histogram& engine_step_seconds_;
   prometheus::Histogram& time_to_first_token_seconds_;
   prometheus::Histogram& inter_token_latency_seconds_;

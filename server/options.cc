@@ -105,6 +105,13 @@ absl::StatusOr<std::string> ParseMetricsAddress(std::string_view text) {
   return std::string(text);
 }
 
+absl::StatusOr<MetricsCompat> ParseMetricsCompat(std::string_view text) {
+  if (text == "off") return MetricsCompat::kNone;
+  if (text == "vllm") return MetricsCompat::kVllm;
+  return absl::InvalidArgumentError(
+      absl::StrFormat("'%s' is neither vllm nor off", std::string(text)));
+}
+
 // How a flag is shown in the help, and its environment variable: "--kv-cache-bytes" is also
 // "WHIT_KV_CACHE_BYTES".
 CLI::Option* Describe(CLI::Option* option, const std::string& flag, const std::string& group,
@@ -170,6 +177,10 @@ void AddNetworkFlags(CLI::App& app, ServerOptions& options) {
   AddParsedFlag(app, "--metrics-listen", options.metrics_listen, ParseMetricsAddress,
                 options.metrics_listen, kGroup, "ADDRESS",
                 "where Prometheus scrapes /metrics: HOST:PORT, or off");
+  AddParsedFlag(app, "--metrics-compat", options.metrics_compat, ParseMetricsCompat, "off", kGroup,
+                "NAMES",
+                "vllm: /metrics also has the four gauges, under vLLM's names, by which the Gateway "
+                "API Inference Extension picks a server; off");
   AddParsedFlag(app, "--max-message-bytes", options.max_message_bytes, ParseMaxMessageBytes,
                 FormatByteSize(options.max_message_bytes), kGroup, "SIZE",
                 "largest request that is read");

@@ -16,10 +16,14 @@
 
 namespace whit {
 
+// Under which names besides its own the server's metrics are shown.
+enum class MetricsCompat { kNone, kVllm };
+
 struct ServerOptions {
   std::string model_path;
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   std::string metrics_listen = "127.0.0.1:9464";  // empty: no metrics endpoint
+  MetricsCompat metrics_compat = MetricsCompat::kNone;
   int max_message_bytes = 16 << 20;
   int max_streams_per_connection = 1024;
   bool reflection = false;

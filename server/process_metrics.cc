@@ -70,13 +70,15 @@ MetricFamily Family(const std::string& name, const std::string& help, MetricType
 
 }  // namespace
 
+ProcessMetrics::ProcessMetrics() : boot_seconds_(BootSeconds()) {}
+
 std::vector<MetricFamily> ProcessMetrics::Collect() const {
   std::vector<MetricFamily> families;
   if (const std::optional<ProcStat> stat = ReadProcStat()) {
     families.push_back(Family("cpu_seconds_total", "User and system CPU time", MetricType::Counter,
                               stat->cpu_seconds));
     families.push_back(Family("start_time_seconds", "Start time since the epoch", MetricType::Gauge,
-                              BootSeconds() + stat->start_seconds_after_boot));
+                              boot_seconds_ + stat->start_seconds_after_boot));
     families.push_back(
         Family("virtual_memory_bytes", "Address space", MetricType::Gauge, stat->virtual_bytes));
     families.push_back(Family("resident_memory_bytes", "Memory that is resident", MetricType::Gauge,

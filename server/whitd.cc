@@ -175,9 +175,11 @@ absl::Status Serve(const ServerOptions& options, const Logger& logger, Metrics& 
   context.model.store(model.get(), std::memory_order_release);
   serving.store(true);
   SetServing(*grpc->server, true);
+  metrics.SetServing(true);
   LogReady(options, logger, *model, *grpc, metrics_address, absl::Now() - start);
 
   stop.WaitForNotification();
+  metrics.SetServing(false);
   Drain(options, logger, model->engine(), active_calls, *grpc->server);
   metrics.SetModel(nullptr);
   logger.Info("stopped");
@@ -198,7 +200,7 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go
   const whit::Logger logger(command_line.options->log_level, command_line.options->log_format);
   whit::AdoptLibraryLogs(nullptr);
-  whit::Metrics metrics;
+  whit::Metrics metrics(command_line.options->metrics_compat);
   const absl::Status status = whit::Serve(*command_line.options, logger, metrics, start);
   if (!status.ok()) {
     logger.Error("cannot serve", {{"code", absl::StatusCodeToString(status.code())},

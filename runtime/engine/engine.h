@@ -23,9 +23,11 @@
 #include "controller/policy_file.h"
 #include "controller/precision_policy.h"
 #include "kvpool/page_pool.h"
+#include "kvpool/rung.h"
 #include "runtime/engine/kv_relief.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/token_sink.h"
+#include "runtime/model/forward_times.h"
 #include "runtime/model/model.h"
 #include "runtime/text/tokenizer.h"
 
@@ -78,11 +80,14 @@ struct EngineSnapshot {
   DecisionTally::Counts decisions_total{};
   // Pages lowered under pressure, [from][to].
   KvRelief::Demotions demotions_total{};
+  // Pressure lets nothing be kept above it, but what has a higher floor.
+  Rung ceiling = Rung::kFp16;
   double price = 0;  // mean over the running adaptive requests; 0 if there are none
   // Tokens of one more request that could be admitted now; of these, how many the free bytes hold
   // at the present mean.
   int64_t headroom_tokens_floor = 0;
   int64_t headroom_tokens_current = 0;
+  int64_t capacity_tokens_floor = 0;  // what headroom_tokens_floor is while nothing is admitted
   int running = 0;
   int waiting = 0;
   int64_t waiting_prompt_tokens = 0;
@@ -102,6 +107,10 @@ struct EngineSnapshot {
 // What a step did; for metrics.
 struct StepReport {
   absl::Duration duration;
+  // Of it: in the model, with making room in the pool before, and with sampling behind.
+  ForwardTimes forward;
+  absl::Duration relief;
+  absl::Duration sampling;
   int prompt_tokens = 0;
   int generated_tokens = 0;
   // Since each running stream's previous token, for the tokens of this step.

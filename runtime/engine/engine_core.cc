@@ -56,6 +56,10 @@ EngineCore::EngineCore(const EngineOptions& options, Model& model, const Tokeniz
       scratch_(model.thread_pool().num_threads()) {
   if (options.kv_target_bits > 0) server_price_.emplace(prices_, options.kv_target_bits);
   absl::MutexLock lock(&snapshot_mutex_);
+  published_.reservable_bytes = PagePool::UsableBytes(pool_->stats().capacity_bytes);
+  published_.capacity_tokens_floor =
+      TokensThatFit(TermsOf(options.kv_policy, options.kv_floor, options.kv_ring), model.config(),
+                    published_.reservable_bytes);
   PublishFigures();
 }
 
@@ -160,6 +164,7 @@ void EngineCore::SetPrices() {
 }
 
 void EngineCore::MakeRoom(absl::Span<const PlannedSlice> plan) {
+  const absl::Time start = clock_();
   std::vector<KvHolder> holders;
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     holders.push_back({.table = &sequence->mutable_kv(), .terms = &sequence->terms()});
@@ -173,6 +178,7 @@ void EngineCore::MakeRoom(absl::Span<const PlannedSlice> plan) {
   for (const std::unique_ptr<Sequence>& sequence : running_) {
     sequence->set_rung_cap(std::max(ceiling, sequence->terms().floor));
   }
+  tally_.relief = clock_() - start;
 }
 
 std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice> plan) {
@@ -217,6 +223,7 @@ std::vector<EngineCore::Row> EngineCore::RunModel(absl::Span<const PlannedSlice>
 }
 
 void EngineCore::ReadLogits(absl::Span<const Row> rows) {
+  const absl::Time start = clock_();
   outputs_.resize(rows.size());
   model_.thread_pool().ParallelFor(rows.size(), 1, [&](size_t begin, size_t end, int thread) {
     for (size_t i = begin; i < end; ++i) {
@@ -236,6 +243,7 @@ void EngineCore::ReadLogits(absl::Span<const Row> rows) {
     sequence.Append(absl::MakeSpan(outputs_).subspan(begin, end - begin), now);
     tally_.generated_tokens += sequence.generated_tokens() - generated_before;
   }
+  tally_.sampling = clock_() - start;
 }
 
 void EngineCore::Deliver() {
@@ -252,6 +260,9 @@ void EngineCore::Report(absl::Duration step) {
   }
   if (!observer_.on_step) return;
   observer_.on_step({.duration = step,
+                     .forward = model_.times(),
+                     .relief = tally_.relief,
+                     .sampling = tally_.sampling,
                      .prompt_tokens = tally_.prompt_tokens,
                      .generated_tokens = tally_.generated_tokens,
                      .inter_token_latencies = tally_.inter_token_latencies});
@@ -314,6 +325,7 @@ void EngineCore::PublishFigures() {
   published_.mean_bits =
       elements == 0 ? 0 : 8 * static_cast<double>(bytes) / static_cast<double>(elements);
   published_.demotions_total = relief_.demotions();
+  published_.ceiling = running_.empty() ? Rung::kFp16 : relief_.state().ceiling;
   published_.cached_prefixes = static_cast<int>(prefixes_.num_tables());
 }
 
@@ -332,8 +344,7 @@ EngineSnapshot EngineCore::snapshot() const {
   snapshot.waiting_prompt_tokens = state.waiting_prompt_tokens;
   snapshot.draining = state.draining;
   const ModelConfig& model = model_.config();
-  const size_t usable = PagePool::UsableBytes(snapshot.pool.capacity_bytes);
-  snapshot.reservable_bytes = usable;
+  const size_t usable = snapshot.reservable_bytes;
   const KvTerms terms = TermsOf(options_.kv_policy, options_.kv_floor, options_.kv_ring);
   snapshot.headroom_tokens_floor =
       TokensThatFit(terms, model, usable - std::min(usable, state.reserved_bytes));

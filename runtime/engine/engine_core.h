@@ -102,6 +102,7 @@ class EngineCore {
     int prompt_tokens = 0;
     int generated_tokens = 0;
     DecisionTally::Counts decisions{};
+    absl::Duration relief, sampling;
     std::vector<absl::Duration> inter_token_latencies;
   };
   Tally tally_;

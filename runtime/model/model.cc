@@ -83,6 +83,8 @@ void Model::SetKeyMeans(std::vector<float> means) {
 }
 
 absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
+  times_ = {};
+  lap_.Start();
   activation_bits_.clear();
   for (const ForwardSlice& slice : slices) {
     activation_bits_.insert(activation_bits_.end(), slice.tokens.size(), slice.activation_bits);
@@ -98,8 +100,11 @@ absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
     AttentionBlock(layer);
     FeedForwardBlock(layer);
   }
+  lap_.EndLap(times_.matmul);
   ObserveAttention(slices);
-  return ComputeLogits(slices);
+  const absl::Span<const float> logits = ComputeLogits(slices);
+  lap_.EndLap(times_.logits);
+  return logits;
 }
 
 void Model::CutIntoRounds(absl::Span<const ForwardSlice> slices) {
@@ -167,6 +172,7 @@ void Model::AttentionBlock(int layer) {
           {.weights = &w.key, .out = qkv_.data() + query, .stride = stride},
           {.weights = &w.value, .out = qkv_.data() + query + kv, .stride = stride}},
          pool_);
+  lap_.EndLap(times_.matmul);
   RotateRows();
   for (const std::vector<Piece>& pieces : rounds_) AttendRound(layer, pieces);
 
@@ -230,7 +236,9 @@ void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
                       : nullptr});
   }
   Attention(attention_shape_, layer, queries_, attention_slices_, pool_, attention_scratch_);
+  lap_.EndLap(times_.attention);
   SettleLeaving(layer, pieces);
+  lap_.EndLap(times_.quantize);
 }
 
 void Model::Append(int layer, absl::Span<const Piece> pieces) {

@@ -15,6 +15,7 @@
 #include "controller/precision_policy.h"
 #include "kvpool/key_means.h"
 #include "kvpool/page_table.h"
+#include "runtime/model/forward_times.h"
 #include "runtime/model/gguf.h"
 #include "runtime/model/model_config.h"
 #include "runtime/model/weights.h"
@@ -79,6 +80,9 @@ class Model {
   // one.
   absl::Span<const float> Forward(absl::Span<const ForwardSlice> slices);
 
+  // Of the last Forward.
+  const ForwardTimes& times() const { return times_; }
+
   static constexpr int kMaxForwardTokens = 512;
   // A long slice is attended in blocks that end at multiples of this position. Tokens leave the
   // ring between blocks, so those of one block see each other exactly.
@@ -140,6 +144,8 @@ class Model {
   const AttentionShape attention_shape_;
   std::unique_ptr<KeyMeans> key_means_;  // null: keys are quantized as they are
   LayerProbe layer_probe_;
+  ForwardTimes times_;
+  LapTimer lap_;
 
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;

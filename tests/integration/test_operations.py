@@ -48,7 +48,11 @@ def test_unknown_methods_are_unimplemented(channel):
 
 NAMES = {
     "whit_kv_cache_capacity_bytes", "whit_kv_cache_used_bytes", "whit_kv_cache_reserved_bytes",
-    "whit_kv_cache_reclaimable_bytes",
+    "whit_kv_cache_reclaimable_bytes", "whit_kv_cache_reservable_bytes",
+    "whit_kv_cache_rung_bits_per_element", "whit_kv_cache_ceiling_bits_per_element",
+    "whit_controller_pressure", "whit_admission_utilization_ratio", "whit_requests_running_limit",
+    "whit_admission_queue_requests_limit", "whit_admission_queue_prompt_tokens_limit",
+    "whit_prefix_cache_prefixes", "whit_engine_phase_seconds_total", "whit_health_serving",
     "whit_kv_cache_fp16_equivalent_bytes", "whit_kv_cache_saved_bytes",
     "whit_kv_cache_bits_per_element", "whit_kv_cache_tokens", "whit_controller_decisions_total",
     "whit_controller_price", "whit_demotions_total", "whit_admission_headroom_tokens",
@@ -107,6 +111,24 @@ def test_metrics_count_what_happened(server):
         "queue": 1, "invalid": 1}
 
 
+def test_phases_make_up_the_steps(server):
+    with server.client() as stub:
+        Stream(stub.GenerateStream(request([5] * 30, max_new_tokens=12, ignore_eos=True)))
+    server.wait_until_empty()
+    metrics = server.metrics()
+    phases = {dict(labels)["phase"]: value for (name, labels), value in metrics.items()
+              if name == "whit_engine_phase_seconds_total"}
+    assert phases.keys() == {"matmul", "attention", "quantize", "logits", "relief", "sampling",
+                             "other"}
+    assert min(phases[name] for name in ("matmul", "attention", "logits")) > 0
+    assert sum(phases.values()) == pytest.approx(server.metric("whit_engine_step_seconds_sum"))
+
+
+def test_the_start_time_is_told_the_same_each_time(server):
+    """Else it would look like restarts."""
+    assert len({server.metric("process_start_time_seconds") for _ in range(5)}) == 1
+
+
 def test_metrics_and_get_capacity_agree(server):
     with server.client() as stub:  # leaves a cached prefix
         Stream(stub.GenerateStream(request([5] * 300, max_new_tokens=1)))
@@ -126,6 +148,9 @@ def test_metrics_and_get_capacity_agree(server):
         "admission_estimated_wait_seconds": now.estimated_wait_seconds,
         "requests_running": now.requests_running,
         "requests_waiting": now.requests_waiting,
+        "requests_running_limit": now.max_running_requests,
+        "admission_queue_requests_limit": now.max_waiting_requests,
+        "admission_queue_prompt_tokens_limit": now.max_waiting_prompt_tokens,
     }
     assert {name: server.metric(f"whit_{name}") for name in same} == same
     for precision, tokens in (("floor", now.headroom_tokens_floor),

@@ -29,8 +29,9 @@ def eventually(condition, what):
 class Whitd:
     """Listens on ports that the system chooses; its log is read as it comes."""
 
-    def __init__(self, binary, model, *flags, wait=True):
+    def __init__(self, binary, model, *flags, wait=True, variables=None):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WHIT_")}
+        environment.update(variables or {})
         self.process = subprocess.Popen(
             [binary, f"--model={model}", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
              "--log-format=json", "--log-level=debug", *flags],

@@ -35,6 +35,7 @@ TEST(OptionsTest, TheModelIsAllThatIsRequired) {
   EXPECT_EQ(parsed.options->model_path, "m.gguf");
   EXPECT_THAT(parsed.options->listen, ElementsAre("127.0.0.1:50051"));
   EXPECT_EQ(parsed.options->metrics_listen, "127.0.0.1:9464");
+  EXPECT_EQ(parsed.options->metrics_compat, MetricsCompat::kNone);
   EXPECT_FALSE(parsed.options->kv_cache_bytes.has_value());
   EXPECT_GE(parsed.options->threads, 1);
   EXPECT_FALSE(parsed.options->kv_policy.has_value());
@@ -49,6 +50,7 @@ TEST(OptionsTest, TakesEveryFlag) {
                                           "--listen=127.0.0.1:1,unix:/tmp/s",
                                           "--listen=[::1]:2",
                                           "--metrics-listen=off",
+                                          "--metrics-compat=vllm",
                                           "--max-message-bytes=1M",
                                           "--threads=3",
                                           "--kv-cache-bytes=24M",
@@ -81,6 +83,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   const ServerOptions& options = *parsed.options;
   EXPECT_THAT(options.listen, ElementsAre("127.0.0.1:1", "unix:/tmp/s", "[::1]:2"));
   EXPECT_EQ(options.metrics_listen, "");
+  EXPECT_EQ(options.metrics_compat, MetricsCompat::kVllm);
   EXPECT_EQ(options.max_message_bytes, 1 << 20);
   EXPECT_EQ(options.max_streams_per_connection, 11);
   EXPECT_EQ(options.tls.certificate, "c");
@@ -153,6 +156,7 @@ TEST(OptionsTest, ErrorsNameFlagValueAndBound) {
                                          {"--listen", "50051", "HOST:PORT"},
                                          {"--listen", "127.0.0.1:70000", "65535"},
                                          {"--metrics-listen", "unix:/tmp/s", "HOST:PORT"},
+                                         {"--metrics-compat", "sglang", "vllm"},
                                          {"--max-message-bytes", "2G", "1.0 GiB"},
                                          {"--max-running", "-1", "[1, "},
                                          {"--max-queue-requests", "1.5", "[0, "},

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/engine_metrics.h"
 
@@ -76,6 +77,10 @@ EngineSnapshot BusyEngine() {
   snapshot.pool.reclaimable_bytes = 512;
   snapshot.pool.used_bytes_by_rung[static_cast<size_t>(Rung::kFp16)] = 1024;
   snapshot.reserved_bytes = 2048;
+  snapshot.reservable_bytes = 4000;
+  snapshot.ceiling = Rung::kK4V4;
+  snapshot.cached_prefixes = 4;
+  snapshot.capacity_tokens_floor = 160;
   snapshot.fp16_equivalent_bytes = 1000;
   snapshot.tokens_by_rung[static_cast<size_t>(Rung::kFp16)] = 12;
   snapshot.mean_bits = 16.5;
@@ -137,8 +142,24 @@ std::map<std::string, double> Samples(const std::vector<prometheus::MetricFamily
 }
 
 TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
-  std::map<std::string, double> samples = Samples(ToMetricFamilies(BusyEngine()));
+  EngineOptions options;
+  options.max_running_requests = 8;
+  options.max_waiting_requests = 9;
+  options.max_waiting_prompt_tokens = 999;
+  std::map<std::string, double> samples = Samples(ToMetricFamilies(BusyEngine(), options, 64));
   EXPECT_EQ(samples["whit_kv_cache_capacity_bytes"], 4096);
+  EXPECT_EQ(samples["whit_kv_cache_reservable_bytes"], 4000);
+  EXPECT_EQ(samples["whit_kv_cache_rung_bits_per_element{rung=K2V2}"], 2.25);
+  EXPECT_EQ(samples["whit_kv_cache_rung_bits_per_element{rung=K8V4}"], 6.25);
+  EXPECT_EQ(samples["whit_kv_cache_rung_bits_per_element{rung=FP16}"], 16);
+  EXPECT_EQ(samples["whit_kv_cache_ceiling_bits_per_element"], 4.25);
+  // Far from three quarters of 4,000.
+  EXPECT_EQ(samples["whit_controller_pressure"], 0);
+  EXPECT_EQ(samples["whit_admission_utilization_ratio"], 2.5);
+  EXPECT_EQ(samples["whit_requests_running_limit"], 8);
+  EXPECT_EQ(samples["whit_admission_queue_requests_limit"], 9);
+  EXPECT_EQ(samples["whit_admission_queue_prompt_tokens_limit"], 999);
+  EXPECT_EQ(samples["whit_prefix_cache_prefixes"], 4);
   EXPECT_EQ(samples["whit_kv_cache_used_bytes{rung=FP16}"], 1024);
   EXPECT_EQ(samples.count("whit_kv_cache_used_bytes{rung=K2V2}"), 1u);
   EXPECT_EQ(samples["whit_kv_cache_reserved_bytes"], 2048);
@@ -163,6 +184,22 @@ TEST(ToMetricFamiliesTest, PublishesTheSameSnapshot) {
   EXPECT_EQ(samples["whit_generation_tokens_total"], 55);
   EXPECT_EQ(samples["whit_prefix_cache_query_tokens_total"], 66);
   EXPECT_EQ(samples["whit_prefix_cache_hit_tokens_total"], 33);
+}
+
+TEST(ToMetricFamiliesTest, AFullCacheShowsAsPressure) {
+  EngineSnapshot full = BusyEngine();
+  full.pool.used_bytes = full.reserved_bytes = full.reservable_bytes;
+  EXPECT_EQ(Samples(ToMetricFamilies(full, {}, 64))["whit_controller_pressure"], 4);
+}
+
+TEST(ToVllmMetricFamiliesTest, CountsWhatAdmissionCounts) {
+  EXPECT_THAT(Samples(ToVllmMetricFamilies(BusyEngine(), "small")),
+              testing::UnorderedElementsAre(
+                  testing::Pair("vllm:num_requests_running{model_name=small}", 2),
+                  testing::Pair("vllm:num_requests_waiting{model_name=small}", 3),
+                  testing::Pair("vllm:kv_cache_usage_perc{model_name=small}", 2048.0 / 4000),
+                  testing::Pair("vllm:cache_config_info{block_size=16}{num_gpu_blocks=10}", 1)));
+  EXPECT_EQ(Samples(ToVllmMetricFamilies({}, "m"))["vllm:kv_cache_usage_perc{model_name=m}"], 0);
 }
 
 }  // namespace

@@ -61,6 +61,7 @@ TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   EngineSnapshot snapshot = core_->snapshot();
   const int64_t all = snapshot.headroom_tokens_floor;
   EXPECT_EQ(snapshot.pool.capacity_bytes, options_.kv_cache_bytes);
+  EXPECT_EQ(snapshot.capacity_tokens_floor, all);
   EXPECT_EQ(
       all, static_cast<int64_t>(snapshot.reservable_bytes /
                                 (model().kv_elements_per_token() * 2 * kTileTokens) * kTileTokens));
@@ -73,6 +74,7 @@ TEST_F(EngineCoreTest, SnapshotShowsWhatRuns) {
   EXPECT_EQ(snapshot.pool.used_bytes, 32 * model().kv_elements_per_token() * 2);
   EXPECT_EQ(snapshot.fp16_equivalent_bytes, snapshot.pool.used_bytes);
   EXPECT_EQ(snapshot.headroom_tokens_floor, all - 64);
+  EXPECT_EQ(snapshot.capacity_tokens_floor, all);
   EXPECT_EQ(snapshot.tokens_by_rung[static_cast<size_t>(Rung::kFp16)], 32);  // two full pages
   EXPECT_GT(snapshot.mean_bits, 16);
   Finish(client);
@@ -146,10 +148,14 @@ TEST_F(EngineCoreTest, PressureMakesRoomForWhoWasLetInAtTheFloor) {
     Submit(std::move(request), clients[i]);
   }
   EXPECT_EQ(queue_->state().running, static_cast<int>(clients.size()));
+  EXPECT_EQ(core_->snapshot().ceiling, Rung::kFp16);
+  Rung ceiling = Rung::kFp16;
   while (queue_->state().running == static_cast<int>(clients.size())) {
     Step();
     ASSERT_FALSE(HasFatalFailure());
+    ceiling = std::min(ceiling, core_->snapshot().ceiling);
   }
+  EXPECT_LT(ceiling, Rung::kK8V8);
   int64_t demotions = 0;
   for (const auto& row : core_->snapshot().demotions_total) {
     for (int64_t count : row) demotions += count;
@@ -157,6 +163,7 @@ TEST_F(EngineCoreTest, PressureMakesRoomForWhoWasLetInAtTheFloor) {
   EXPECT_GT(demotions, 0);
   for (Client& client : clients) EXPECT_TRUE(Finish(client).completion->status.ok());
   ExpectIdle();
+  EXPECT_EQ(core_->snapshot().ceiling, Rung::kFp16);
 }
 
 // Reservations make this impossible; if it happens nevertheless, it is that request's end and no

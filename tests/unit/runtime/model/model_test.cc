@@ -330,6 +330,18 @@ TEST(ModelTest, ThreadsDoNotChangeTheResult) {
   EXPECT_EQ(RunInChunks(Fixture(writer, 3), tokens, 90), expected);
 }
 
+TEST(ModelTest, TellsWhereTheTimeOfAPassWent) {
+  const Fixture fixture(TinyModelOptions{});
+  const std::vector<int32_t> tokens = RandomTokens(90, 6);
+  Sequence sequence(fixture, tokens);
+  EXPECT_EQ(fixture.model->times().matmul, absl::ZeroDuration());
+  (void)fixture.model->Forward({sequence.Next(90, Logits::kLast)});
+  const ForwardTimes times = fixture.model->times();
+  for (const absl::Duration time : {times.matmul, times.attention, times.logits}) {
+    EXPECT_GT(time, absl::ZeroDuration());
+  }
+}
+
 TEST(ModelTest, GivesTheLogitsAskedFor) {
   const Fixture fixture(TinyModelOptions{});
   const std::vector<int32_t> tokens = RandomTokens(9, 5);
