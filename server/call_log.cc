@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/request_conversion.h"
-#include "server/server_credentials.h"
+#include "server/security/server_credentials.h"
 #include "server/status_conversion.h"
 
 namespace whit {

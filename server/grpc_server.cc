@@ -14,7 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/listen_address.h"
-#include "server/server_credentials.h"
+#include "server/security/server_credentials.h"
 #include "vllm/grpc/engine/vllm_engine.grpc.pb.h"
 #include "whit/v1/text_generation.grpc.pb.h"
 

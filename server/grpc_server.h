@@ -12,9 +12,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "server/authenticator.h"
 #include "server/options.h"
-#include "server/tls_certificate.h"
+#include "server/security/authenticator.h"
+#include "server/security/tls_certificate.h"
 
 namespace whit {
 

@@ -12,7 +12,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/ops/thread_pool.h"
 #include "server/logging.h"
-#include "server/tls_certificate.h"
+#include "server/security/tls_certificate.h"
 
 namespace whit {
 

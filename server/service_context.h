@@ -6,10 +6,10 @@
 #include <cstddef>
 
 #include "server/active_calls.h"
-#include "server/authenticator.h"
-#include "server/load_report.h"
 #include "server/logging.h"
-#include "server/metrics.h"
+#include "server/metrics/load_report.h"
+#include "server/metrics/metrics.h"
+#include "server/security/authenticator.h"
 #include "server/serving_model.h"
 #include "server/work_queue.h"
 

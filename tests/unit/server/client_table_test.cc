@@ -1,4 +1,4 @@
-#include "server/client_table.h"
+#include "server/security/client_table.h"
 
 #include <string>
 

@@ -1,4 +1,4 @@
-#include "server/client_usage.h"
+#include "server/security/client_usage.h"
 
 #include <optional>
 #include <string>
@@ -7,7 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "server/client_table.h"
+#include "server/security/client_table.h"
 #include "server/status_conversion.h"
 
 namespace whit {

@@ -9,8 +9,8 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "gtest/gtest.h"
 #include "server/grpc_server.h"
-#include "server/load_report_service.h"
-#include "server/vllm_service.h"
+#include "server/metrics/load_report_service.h"
+#include "server/vllm/vllm_service.h"
 
 namespace whit {
 namespace {

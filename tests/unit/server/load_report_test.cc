@@ -1,8 +1,8 @@
-#include "server/load_report.h"
+#include "server/metrics/load_report.h"
 
 #include <gtest/gtest.h>
 
-#include "server/load_report_service.h"
+#include "server/metrics/load_report_service.h"
 
 namespace whit {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "server/engine_metrics.h"
+#include "server/metrics/engine_metrics.h"
 
 namespace whit {
 namespace {

@@ -1,4 +1,4 @@
-#include "server/stored_zip.h"
+#include "server/vllm/stored_zip.h"
 
 #include <gtest/gtest.h>
 

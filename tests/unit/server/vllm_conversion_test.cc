@@ -1,4 +1,4 @@
-#include "server/vllm_conversion.h"
+#include "server/vllm/vllm_conversion.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "server/watched_files.h"
+#include "server/security/watched_files.h"
 
 #include <filesystem>
 #include <fstream>
