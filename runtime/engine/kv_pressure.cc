@@ -81,11 +81,19 @@ size_t SlabsInUse(const PagePoolStats& pool, const KvGrowth& growth, int head_di
   return slabs + std::min(open_pages, static_cast<int64_t>(std::floor(new_slabs + kRounding)));
 }
 
-PressureState UpdatePressure(PressureState state, size_t footprint_bytes, size_t usable_bytes) {
+PressureState UpdatePressure(PressureState state, size_t footprint_bytes, size_t usable_bytes,
+                             int head_dim) {
   const auto used = static_cast<double>(footprint_bytes);
   const auto usable = static_cast<double>(usable_bytes);
   if (used > kRelieveAbove * usable) state.relieving = true;
-  if (used <= kRelieveUntil * usable) state = {};
+  if (used <= kRelieveUntil * usable) state.relieving = false;
+  while (state.ceiling < Rung::kFp16) {
+    const auto next = static_cast<Rung>(static_cast<int>(state.ceiling) + 1);
+    const double growth = static_cast<double>(PageBytes(next, head_dim)) /
+                          static_cast<double>(PageBytes(state.lowered_to, head_dim));
+    if (used * growth > kRelieveUntil * usable) break;
+    state.ceiling = next;
+  }
   return state;
 }
 

@@ -55,13 +55,17 @@ size_t SlabsInUse(const PagePoolStats& pool, const KvGrowth& growth, int head_di
 struct PressureState {
   // Everything above is lowered to it, and nothing above it is given any more.
   Rung ceiling = Rung::kFp16;
+  Rung lowered_to = Rung::kFp16;  // the ceiling when it last came down
   bool relieving = false;
 };
 // Precision comes down from when footprints exceed the one share of what is usable until they are
-// within the other. Between the two nothing changes, so it does not go up and down.
+// within the other. The ceiling rises to a rung once all that is held, if it were larger by as much
+// as that rung is than the one it was lowered to, would be within the latter: so it stays while
+// there is as much to hold, and who comes later gets no more than who was lowered.
 inline constexpr double kRelieveAbove = 15.0 / 16;
 inline constexpr double kRelieveUntil = 7.0 / 8;
-PressureState UpdatePressure(PressureState state, size_t footprint_bytes, size_t usable_bytes);
+PressureState UpdatePressure(PressureState state, size_t footprint_bytes, size_t usable_bytes,
+                             int head_dim);
 
 // The next rung down, not below the floor that is lowest among those who run.
 Rung LowerCeiling(Rung ceiling, Rung lowest_floor);

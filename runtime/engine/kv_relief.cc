@@ -34,7 +34,8 @@ Rung KvRelief::MakeRoom(absl::Span<const KvHolder> holders, const Cache& cache) 
   const Rung lowest_floor = LowestFloor(holders);
   const size_t usable = PagePool::UsableBytes(pool_.stats().capacity_bytes);
   const auto update = [&] {
-    state_ = UpdatePressure(state_, FootprintBytes(pool_.stats(), {}, pool_.head_dim()), usable);
+    const int head_dim = pool_.head_dim();
+    state_ = UpdatePressure(state_, FootprintBytes(pool_.stats(), {}, head_dim), usable, head_dim);
     return state_.relieving;
   };
   // A full pool, whatever this step takes.
@@ -98,7 +99,7 @@ int64_t KvRelief::Lower(absl::Span<const KvHolder> holders, const Cache& cache, 
     const std::vector<Lowering> lowerings = Select(holders, max_pages - lowered);
     if (lowerings.empty()) {
       if (state_.ceiling <= lowest_floor) break;
-      state_.ceiling = LowerCeiling(state_.ceiling, lowest_floor);
+      state_.ceiling = state_.lowered_to = LowerCeiling(state_.ceiling, lowest_floor);
       continue;
     }
     const int64_t done = Execute(lowerings, tables);

@@ -129,15 +129,29 @@ TEST(SlabsInUseTest, UsableFootprintsFitCompacted) {
 
 TEST(UpdatePressureTest, BetweenTheTwoSharesNothingChanges) {
   PressureState state;
-  const auto at = [&](size_t used) { return state = UpdatePressure(state, used, 1600); };
+  const auto at = [&](size_t used) { return state = UpdatePressure(state, used, 1600, 64); };
   EXPECT_FALSE(at(1500).relieving);
   EXPECT_TRUE(at(1501).relieving);
-  state.ceiling = Rung::kK4V4;
+  state.ceiling = state.lowered_to = Rung::kK4V4;
   EXPECT_TRUE(at(1401).relieving);
   EXPECT_EQ(state.ceiling, Rung::kK4V4);
   EXPECT_FALSE(at(1400).relieving);
-  EXPECT_EQ(state.ceiling, Rung::kFp16);
   EXPECT_FALSE(at(1450).relieving);
+}
+
+// Pages of 64 dimensions have 64 * 4.25 bits at K4V4, 64 * 6.25 at K8V4 and so on.
+TEST(UpdatePressureTest, TheCeilingRisesWhereWhatIsHeldFitsAtTheNextRung) {
+  PressureState state = {.ceiling = Rung::kK4V4, .lowered_to = Rung::kK4V4};
+  const auto at = [&](size_t used) {
+    return (state = UpdatePressure(state, used, 1600, 64)).ceiling;
+  };
+  EXPECT_EQ(at(1400), Rung::kK4V4);
+  EXPECT_EQ(at(953), Rung::kK4V4);  // * 6.25 / 4.25 = 1401.5
+  EXPECT_EQ(at(951), Rung::kK8V4);  // 1398.5
+  EXPECT_EQ(at(951), Rung::kK8V4);  // though by itself that would fit at K8V8
+  EXPECT_EQ(at(953), Rung::kK8V4);
+  EXPECT_EQ(at(721), Rung::kK8V8);  // * 8.25 / 4.25 = 1399.6
+  EXPECT_EQ(at(100), Rung::kFp16);
 }
 
 TEST(LowerCeilingTest, GoesDownByOneRungToTheLowestFloor) {
