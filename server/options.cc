@@ -278,8 +278,11 @@ void AddSchedulingFlags(CLI::App& app, ServerOptions& options) {
   AddFlag(app, "--max-queue-requests", options.engine.max_waiting_requests, kGroup, "N",
           "requests that may wait; more are rejected")
       ->check(Between(0, 1 << 20));
-  AddFlag(app, "--max-queue-prompt-tokens", options.engine.max_waiting_prompt_tokens, kGroup,
-          "TOKENS", "prompt tokens of all requests that may wait; more are rejected")
+  constexpr char kQueueTokens[] = "--max-queue-prompt-tokens";
+  Describe(app.add_option(kQueueTokens, options.max_queue_prompt_tokens,
+                          "prompt tokens of all requests that may wait; more are rejected; the "
+                          "default is as many as the KV cache holds at its floor"),
+           kQueueTokens, kGroup, "TOKENS")
       ->check(Between(0, int64_t{1} << 40));
   AddFlag(app, "--max-step-tokens", options.engine.max_step_tokens, kGroup, "TOKENS",
           "tokens of one pass through the model")

@@ -33,10 +33,11 @@ struct ServerOptions {
   std::vector<std::string> listen_plaintext;  // neither TLS nor tokens there
   bool insecure = false;                      // listen wherever told
   int threads = AvailableCpus();
-  std::optional<uint64_t> kv_cache_bytes;        // unset: chosen from what memory is left
-  std::optional<PrecisionPolicySpec> kv_policy;  // unset: chosen by what is known of the model
-  std::string kv_policy_file;                    // empty: one is looked for
-  EngineOptions engine;                          // all but kv_cache_bytes and kv_policy
+  std::optional<uint64_t> kv_cache_bytes;          // unset: chosen from what memory is left
+  std::optional<PrecisionPolicySpec> kv_policy;    // unset: chosen by what is known of the model
+  std::string kv_policy_file;                      // empty: one is looked for
+  std::optional<int64_t> max_queue_prompt_tokens;  // unset: as many as the KV cache can hold
+  EngineOptions engine;                            // all but these
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;

@@ -10,6 +10,8 @@
 #include "absl/strings/str_join.h"
 #include "controller/policy_lookup.h"
 #include "controller/precision_policy.h"
+#include "kvpool/page_pool.h"
+#include "runtime/engine/kv_reservation.h"
 #include "runtime/model/gguf.h"
 #include "server/available_memory.h"
 #include "server/flag_values.h"
@@ -97,6 +99,11 @@ void LogPolicy(const ServerOptions& options, const ChosenPolicy& policy,
   logger.Log(fine ? LogLevel::kInfo : LogLevel::kWarn, event, fields);
 }
 
+int64_t TokensAtFloor(const EngineOptions& options, const ModelConfig& config) {
+  return TokensThatFit(TermsOf(options.kv_policy, options.kv_floor, options.kv_ring), config,
+                       PagePool::UsableBytes(options.kv_cache_bytes));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOptions& options,
@@ -144,6 +151,8 @@ absl::StatusOr<std::unique_ptr<ServingModel>> ServingModel::Load(const ServerOpt
   engine_options.kv_cache_bytes = *kv_cache_bytes;
   engine_options.kv_policy = policy.spec;
   if (serving->policy_file_) engine_options.policy_file = &*serving->policy_file_;
+  engine_options.max_waiting_prompt_tokens =
+      options.max_queue_prompt_tokens.value_or(TokensAtFloor(engine_options, serving->config()));
   absl::StatusOr<std::unique_ptr<Engine>> engine =
       Engine::Create(engine_options, *serving->model_, *serving->tokenizer_, std::move(observer));
   if (!engine.ok()) {

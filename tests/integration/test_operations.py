@@ -185,3 +185,11 @@ def test_each_request_has_one_line_in_the_log(server):
     assert "temperature is -1" in bad["error"]
     for name in ("logged-1", "logged-2"):
         assert sum(line.get("id") == name for line in server.log) == 1
+
+
+def test_the_queue_is_as_long_as_the_cache_unless_told_otherwise(server, start, tiny_model):
+    now = server.capacity()
+    assert now.max_waiting_prompt_tokens == server.metric(
+        "whit_admission_headroom_tokens", precision="floor")
+    told = start(tiny_model, "--max-queue-prompt-tokens=7")
+    assert told.capacity().max_waiting_prompt_tokens == 7

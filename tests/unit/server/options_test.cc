@@ -103,7 +103,7 @@ TEST(OptionsTest, TakesEveryFlag) {
   EXPECT_EQ(options.engine.max_cached_prefixes, 2);
   EXPECT_EQ(options.engine.max_running_requests, 5);
   EXPECT_EQ(options.engine.max_waiting_requests, 6);
-  EXPECT_EQ(options.engine.max_waiting_prompt_tokens, 7);
+  EXPECT_EQ(options.max_queue_prompt_tokens, 7);
   EXPECT_EQ(options.engine.max_step_tokens, 80);
   EXPECT_EQ(options.engine.prefill_chunk_tokens, 9);
   EXPECT_EQ(options.drain_timeout, absl::Minutes(1));
