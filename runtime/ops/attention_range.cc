@@ -8,7 +8,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
 #include "hwy/highway.h"
-#include "runtime/ops/page_attention-inl.h"
+#include "runtime/ops/tile_attention-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL  // as in quad_dot-inl.h
@@ -23,11 +23,11 @@ HWY_INLINE void AttendRangeWith(const RangeView& range, const QueryTile& tile, P
                                 RangeProbabilities& p) {
   switch (range.head_dim) {
     case 64:
-      return page_attention::AttendTileOfDim<kExtension, 64>(range, tile, partials, p);
+      return tile_attention::AttendTileOfDim<kExtension, 64>(range, tile, partials, p);
     case 128:
-      return page_attention::AttendTileOfDim<kExtension, 128>(range, tile, partials, p);
+      return tile_attention::AttendTileOfDim<kExtension, 128>(range, tile, partials, p);
     default:
-      return page_attention::AttendTileOfDim<kExtension, 0>(range, tile, partials, p);
+      return tile_attention::AttendTileOfDim<kExtension, 0>(range, tile, partials, p);
   }
 }
 
