@@ -94,4 +94,9 @@ grpc::Status CallLog::Finish(const absl::Status& status, std::string_view reason
       absl::StrCat(status.message(), " (a defect; the server's log has more under id ", id_, ")")));
 }
 
+grpc::Status CallLog::Refuse(const absl::Status& status) {
+  AddRejectionTrailers(status, rpc_);
+  return Finish(status, RejectionReasonFor(status));
+}
+
 }  // namespace whit

@@ -42,6 +42,8 @@ class CallLog {
   // the request's id, by which the log line is found.
   grpc::Status Finish(const absl::Status& status, std::string_view reason = "",
                       const Completion* completion = nullptr);
+  // The same for a call that is turned away, with the trailers that say why and when to come back.
+  grpc::Status Refuse(const absl::Status& status);
 
  private:
   const Logger& logger_;

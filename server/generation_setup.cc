@@ -30,12 +30,10 @@ grpc::Status Reject(const absl::Status& status, ServiceContext& context, CallLog
                     grpc::CallbackServerContext& rpc) {
   // One whose client left while its prompt was tokenized was not turned away.
   if (absl::IsCancelled(status)) return log.Finish(status, "cancelled");
-  const std::string reason = RejectionReasonFor(status);
-  context.metrics.CountRejection(reason);
-  AddRejectionTrailers(status, rpc);
+  context.metrics.CountRejection(RejectionReasonFor(status));
   const ServingModel* const model = context.model.load(std::memory_order_acquire);
   if (model != nullptr) context.load.OnRejected(model->engine(), status, rpc);
-  return log.Finish(status, reason);
+  return log.Refuse(status);
 }
 
 absl::Status FinalStatus(const Completion& completion, const absl::Status& cancel_reason) {

@@ -29,9 +29,8 @@ grpc::ServerUnaryReactor* Answer(ServiceContext& context, std::string_view metho
                                  grpc::ByteBuffer* response, Handler handler) {
   grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
   const auto log = std::make_shared<CallLog>(context, level, method, *rpc);
-  const auto fail = [rpc, reactor, log](const absl::Status& status) {
-    AddRejectionTrailers(status, *rpc);
-    reactor->Finish(log->Finish(status, RejectionReasonFor(status)));
+  const auto fail = [reactor, log](const absl::Status& status) {
+    reactor->Finish(log->Refuse(status));
     return reactor;
   };
 

@@ -109,8 +109,7 @@ grpc::ServerWriteReactor<OrcaLoadReport>* LoadReportService::StreamCoreMetrics(
   const ServingModel* const model = context_.model.load(std::memory_order_acquire);
   if (model == nullptr) {
     CallLog log(context_, LogLevel::kDebug, kMethod, *rpc);
-    AddRejectionTrailers(LoadingError(), *rpc);
-    return new RefusingReactor(log.Finish(LoadingError(), RejectionReasonFor(LoadingError())));
+    return new RefusingReactor(log.Refuse(LoadingError()));
   }
   auto* const reactor = new ReportReactor(context_, *model, ReportInterval(*request), *rpc);
   reactor->Start();

@@ -28,10 +28,7 @@ class ArchiveReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   ArchiveReactor(const ServiceContext& context, grpc::CallbackServerContext& rpc)
       : log_(context, LogLevel::kInfo, "VllmEngine.GetTokenizer", rpc) {}
 
-  void Refuse(const absl::Status& status, grpc::CallbackServerContext& rpc) {
-    AddRejectionTrailers(status, rpc);
-    Finish(log_.Finish(status, RejectionReasonFor(status)));
-  }
+  void Refuse(const absl::Status& status) { Finish(log_.Refuse(status)); }
 
   // `archive` outlives the reactor.
   void Send(const TokenizerArchive& archive) {
@@ -87,8 +84,7 @@ grpc::ServerUnaryReactor* VllmService::Abort(grpc::CallbackServerContext* rpc,
   absl::Status status = ParseMessage(*request, abort);
   if (context_.model.load(std::memory_order_acquire) == nullptr) status = LoadingError();
   if (!status.ok()) {
-    AddRejectionTrailers(status, *rpc);
-    reactor->Finish(log.Finish(status, RejectionReasonFor(status)));
+    reactor->Finish(log.Refuse(status));
     return reactor;
   }
   context_.active_calls.Cancel(log.client(),
@@ -160,10 +156,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* VllmService::GetTokenizer(
   auto* const reactor = new ArchiveReactor(context_, *rpc);
   const ServingModel* const model = context_.model.load(std::memory_order_acquire);
   if (model == nullptr) {
-    reactor->Refuse(LoadingError(), *rpc);
+    reactor->Refuse(LoadingError());
   } else if (!context_.tokenizing.TryPost(
                  [this, reactor, model] { reactor->Send(Archive(*model)); }, kMaxPendingTexts)) {
-    reactor->Refuse(TokenizerBusyError(), *rpc);
+    reactor->Refuse(TokenizerBusyError());
   }
   return reactor;
 }
