@@ -302,7 +302,9 @@ def test_each_client_has_its_own_limits(start, slow_model, files):
         for call in (waiting, other, running):
             call.cancel()
         eventually(lambda: capacity().requests_running == 0, "all have gone")
-        # A place is free as soon as its request has ended.
+        eventually(lambda: Stream(stream("one", max_new_tokens=1)).code == grpc.StatusCode.OK,
+                   "the cancelled request's place is free")
+        # A place is free as soon as its client knows that the request has ended.
         for _ in range(20):
             assert Stream(stream("one", max_new_tokens=1)).code == grpc.StatusCode.OK
 
