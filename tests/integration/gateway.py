@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import subprocess
-import threading
 import time
 import urllib.request
 
@@ -166,29 +165,3 @@ class EventStream:
     def cancel(self):
         self.process.kill()
         self.process.wait()
-
-
-class Load:
-    """Clients that send one request after the other until they are told to stop."""
-
-    def __init__(self, clients, send):
-        self.results = []
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(send,)) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self, send):
-        while not self._stopping.is_set():
-            self.results.append(send())
-
-    def wait_for(self, count):
-        """Until so many more requests are done."""
-        count += len(self.results)
-        eventually(lambda: len(self.results) >= count, "the load goes on")
-
-    def stop(self):
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT)
-        return self.results

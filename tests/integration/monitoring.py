@@ -6,7 +6,6 @@ import math
 import pathlib
 import random
 import shutil
-import socket
 import subprocess
 import threading
 import urllib.error
@@ -16,6 +15,7 @@ import urllib.request
 import grpc
 import pytest
 import yaml
+from steady_load import free_ports
 from whitd import TIMEOUT, eventually, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,12 +27,6 @@ def tool(name):
     if path is None:
         pytest.skip(f"{name} is not installed: apt-get install prometheus")
     return path
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Prometheus:
@@ -47,7 +41,7 @@ class Prometheus:
         assert whit.pop("dns_sd_configs")
         whit["static_configs"] = [{"targets": targets}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
             [tool("prometheus"), f"--config.file={folder / 'prometheus.yml'}",

@@ -1,14 +1,14 @@
 """Envoy as the gateway before two whitd, with the configuration of deploy/envoy."""
 
 import signal
-
 import ssl
 import subprocess
 
 import grpc
 import pytest
-from gateway import EventStream, Gateway, Load, Reply, envoy_binary, make_certificate, write_config
+from gateway import EventStream, Gateway, Reply, envoy_binary, make_certificate, write_config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from steady_load import Load
 from whit.v1 import text_generation_pb2 as pb
 from whitd import Stream, Whitd, eventually, request
 

@@ -2,17 +2,15 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import itertools
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 
 import pytest
+from steady_load import Load, free_ports
 from whit.v1 import text_generation_pb2 as pb
 from whitd import TIMEOUT, eventually, request
 
@@ -23,14 +21,6 @@ if not SMG.exists():
     pytest.skip(f"smg is not installed (see {LIST})", allow_module_level=True)
 
 HELLO = [{"role": "user", "content": "Hello there"}]
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Gateway:
@@ -244,51 +234,32 @@ def test_a_full_pair_is_too_many_requests(gateway, slow_pair):
     assert through.complete(max_tokens=5).usage.completion_tokens == 5
 
 
-class Load:
-    """Clients that each stream one completion after the other until they are told to stop."""
+CLIENTS = 4
 
-    NUM_CLIENTS = 4
-    TOKENS = 150
 
-    def __init__(self, gateway):
-        self.gateway = gateway
-        self.stopping = threading.Event()
-        self.served, self.failed = [], []
-        self.pool = concurrent.futures.ThreadPoolExecutor(self.NUM_CLIENTS)
-        self.clients = [self.pool.submit(self.run) for _ in range(self.NUM_CLIENTS)]
+def load_on(through):
+    """Each result is a finish reason, or tells of an error."""
 
-    def run(self):
-        while not self.stopping.is_set():
-            reason, error = None, None
-            try:
-                for chunk in self.gateway.complete(max_tokens=self.TOKENS, stream=True):
-                    for choice in chunk.choices:
-                        reason = choice.finish_reason or reason
-            except openai.APIError as problem:
-                error = problem
-            if reason == "length":
-                self.served.append(reason)
-            else:
-                self.failed.append(f"{reason} {error!r}")
+    def complete():
+        reason = None
+        try:
+            for chunk in through.complete(max_tokens=150, stream=True):
+                for choice in chunk.choices:
+                    reason = choice.finish_reason or reason
+        except openai.APIError as error:
+            return f"{reason} {error!r}"
+        return reason
 
-    def wait_for_more(self, count):
-        target = len(self.served) + count
-        eventually(lambda: len(self.served) >= target, f"{count} more are served")
-
-    def stop(self):
-        self.stopping.set()
-        for client in self.clients:
-            client.result(TIMEOUT)
-        self.pool.shutdown()
+    return Load(CLIENTS, complete, served=lambda result: result == "length")
 
 
 def test_sigterm_under_load_loses_no_stream(gateway, slow_pair):
     servers = slow_pair()
-    load = Load(gateway(servers))
-    load.wait_for_more(2)
+    load = load_on(gateway(servers))
+    load.wait_for(2)
     eventually(lambda: running(servers[:1]), "it has something to finish")
     assert servers[0].stop() == 0
-    load.wait_for_more(8)
+    load.wait_for(8)
     load.stop()
     assert load.failed == []
     servers[1].wait_until_empty()
@@ -309,14 +280,14 @@ def test_sigkill_under_load_fails_its_own_streams_alone(gateway, slow_pair):
     for stream in streams:
         next(stream)
     assert [running([server]) for server in servers] == [1, 1]
-    load = Load(through)
-    load.wait_for_more(4)
+    load = load_on(through)
+    load.wait_for(4)
     servers[0].signal(signal.SIGKILL)
     servers[0].wait()
-    load.wait_for_more(8)
+    load.wait_for(8)
     load.stop()
     # Those of the load at most once a client; what had not begun was sent to the other.
-    assert len(load.failed) <= load.NUM_CLIENTS, load.failed
+    assert len(load.failed) <= CLIENTS, load.failed
     # What it had sent is read first.
     while all(going_on := [reads_on(stream) for stream in streams]):
         pass
