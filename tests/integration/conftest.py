@@ -97,14 +97,15 @@ def start():
 @pytest.fixture
 def full_server(start, slow_model):
     """A server and make_room(): one request runs, and none may wait, until that ends it."""
-    from whitd import request
+    from whitd import eventually, request
 
     server = start(slow_model, "--kv-cache-bytes=1G", "--max-running=1", "--max-queue-requests=0")
     with server.client() as stub:
-        # Some seconds: so long do clients stay away.
         call = stub.GenerateStream(request("Go on", max_new_tokens=500, ignore_eos=True))
         next(call)
         next(call)  # by now the rate counts a token
+        # So long do clients stay away: much longer, while the rate has just begun to count.
+        eventually(lambda: server.capacity().estimated_wait_seconds < 3, "little is left")
         yield server, call.cancel
         call.cancel()
 

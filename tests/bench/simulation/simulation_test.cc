@@ -59,10 +59,10 @@ class OverloadTest : public ::testing::TestWithParam<const char*> {};
 TEST_P(OverloadTest, BreaksNoPromise) {
   SimulationOptions options = SmallServer(GetParam());
   const std::vector<TracedRequest> trace = Traffic(200, 1, 7);
-  const double rate = SaturatedRate(options, trace, absl::Minutes(1)).value();
+  const double rate = SaturatedRate(options, trace, absl::Seconds(30)).value();
   options.clients.deadline = absl::Seconds(60);
   options.clients.hang_up_share = 0.1;
-  SimulationResult r = Simulate(options, Repeat(trace, 3 * rate, absl::Minutes(4))).value();
+  SimulationResult r = Simulate(options, Repeat(trace, 3 * rate, absl::Minutes(2))).value();
   ExpectNoPromiseBroken(r);
   EXPECT_GT(r.finished, 40);
   EXPECT_GT(r.hung_up, 5);
