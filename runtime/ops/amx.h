@@ -1,0 +1,66 @@
+// Tiles of Intel's AMX, for kernels that run where DetectCpuExtension() is kAmx.
+//
+// A tile register has 16 rows of 64 bytes. MultiplyTiles takes
+//   a  [16 rows][32 columns] bfloat16
+//   b  [16 pairs of columns][16 outputs][2] bfloat16
+// and adds their product to c, [16 rows][16 outputs] f32. Each element sums its 32 products in the
+// same order, whatever the rest of its tile holds.
+#ifndef WHIT_RUNTIME_OPS_AMX_H_
+#define WHIT_RUNTIME_OPS_AMX_H_
+
+#if defined(__x86_64__)
+
+#include <cstddef>
+#include <cstdint>
+
+namespace whit::amx {
+
+inline constexpr size_t kTileRows = 16;
+inline constexpr size_t kTileRowBytes = 64;
+inline constexpr size_t kTileBytes = kTileRows * kTileRowBytes;
+inline constexpr size_t kTileColumns = 32;  // of bfloat16
+
+// While it exists, its thread may use all eight tiles, each of the full size.
+class Tiles {
+ public:
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  // Else the operating system would go on saving them.
+  ~Tiles() { asm volatile("tilerelease"); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+template <int kTile>
+inline void ZeroTile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+
+// Rows lie `stride` bytes apart.
+template <int kTile>
+inline void LoadTile(const void* from, size_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+inline void StoreTile(void* to, size_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kC, int kA, int kB>
+inline void MultiplyTiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+
+}  // namespace whit::amx
+
+#endif  // __x86_64__
+#endif  // WHIT_RUNTIME_OPS_AMX_H_
