@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& 
 absl::Status RunExactly(
     Model& model, absl::Span<const int32_t> tokens, PageTable& kv, ForwardSlice::Logits logits,
     absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass,
-    ActivationBits activation_bits) {
+    ActivationFormat activations) {
   const int pass =
       logits == ForwardSlice::Logits::kAll ? kPassWithLogits : Model::kMaxForwardTokens;
   while (!tokens.empty()) {
@@ -31,7 +31,7 @@ absl::Status RunExactly(
     const absl::Span<const float> given = model.Forward({{.tokens = slice,
                                                           .first_position = first,
                                                           .kv = &kv,
-                                                          .activation_bits = activation_bits,
+                                                          .activations = activations,
                                                           .logits = logits}});
     if (!kv.status().ok()) return kv.status();
     tokens.remove_prefix(slice.size());

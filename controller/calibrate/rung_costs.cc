@@ -102,7 +102,7 @@ absl::StatusOr<RungDivergence> MeasureDivergence(Model& model, absl::Span<const 
                             .first_position = tables[i].num_tokens(),
                             .kv = &tables[i],
                             .policy = arms[i].policy.get(),
-                            .activation_bits = ActivationBits::k16,
+                            .activations = ActivationFormat::kInt16,
                             .logits = ForwardSlice::Logits::kAll}});
         if (!tables[i].status().ok()) return tables[i].status();
         if (is_exact) {

@@ -66,7 +66,7 @@ ForwardSlice Sequence::NextSlice(int num_tokens, ForwardSlice::Logits logits) {
           .price = price_.price(),
           .decisions = &price_.decisions(),
           .signals = &signals_,
-          .activation_bits = left.decoding || scored ? ActivationBits::k16 : ActivationBits::k8,
+          .activations = left.decoding || scored ? ActivationFormat::kInt16 : PromptActivations(),
           .prompt_continues = num_tokens < left.prompt_tokens,
           .logits = logits};
 }

@@ -85,11 +85,11 @@ void Model::SetKeyMeans(std::vector<float> means) {
 absl::Span<const float> Model::Forward(absl::Span<const ForwardSlice> slices) {
   times_ = {};
   lap_.Start();
-  activation_bits_.clear();
+  activation_formats_.clear();
   for (const ForwardSlice& slice : slices) {
-    activation_bits_.insert(activation_bits_.end(), slice.tokens.size(), slice.activation_bits);
+    activation_formats_.insert(activation_formats_.end(), slice.tokens.size(), slice.activations);
   }
-  num_tokens_ = static_cast<int>(activation_bits_.size());
+  num_tokens_ = static_cast<int>(activation_formats_.size());
   CutIntoRounds(slices);
   Embed(slices);
   PrepareRope(slices);
@@ -180,7 +180,7 @@ void Model::AttentionBlock(int layer) {
   activations_.SetFloats(attended_.data(), query);
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      activations_.SetRow(row, attended_.data() + row * query, activation_bits_[row]);
+      activations_.SetRow(row, attended_.data() + row * query, activation_formats_[row]);
     }
   });
   MatMul(activations_,
@@ -344,7 +344,7 @@ void Model::FeedForwardBlock(int layer) {
     for (size_t row = begin; row < end; ++row) {
       float* gate = gate_up_.data() + row * 2 * ffn;
       SiluMultiply(gate, gate + ffn, ffn, gate);
-      activations_.SetRow(row, gate, activation_bits_[row]);
+      activations_.SetRow(row, gate, activation_formats_[row]);
     }
   });
   MatMul(activations_,
@@ -366,7 +366,7 @@ void Model::NormalizeInto(const float* weight, absl::Span<const int> rows) {
       const size_t row = rows.empty() ? i : rows[i];
       float* normed = normed_.data() + i * hidden;
       RmsNorm(hidden_.data() + row * hidden, weight, config_.rms_norm_epsilon, hidden, normed);
-      activations_.SetRow(i, normed, activation_bits_[row]);
+      activations_.SetRow(i, normed, activation_formats_[row]);
     }
   });
 }

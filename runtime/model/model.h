@@ -35,8 +35,8 @@ struct ForwardSlice {
   DecisionTally* decisions = nullptr;       // gets what `policy` decides; may be null
   // Gets what `policy` needs to know; may be null if it needs nothing.
   SequenceSignals* signals = nullptr;
-  // 8 for speed over many tokens, 16 for decoding.
-  ActivationBits activation_bits = ActivationBits::k8;
+  // kInt16 for decoding.
+  ActivationFormat activations = PromptActivations();
   // More of the same prompt follows in a later pass: until then the tokens behind the last multiple
   // of kPrefillBlock stay in the ring.
   bool prompt_continues = false;
@@ -149,7 +149,7 @@ class Model {
 
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
-  std::vector<ActivationBits> activation_bits_;  // of each token
+  std::vector<ActivationFormat> activation_formats_;  // of each token
   std::vector<float> hidden_;                    // [hidden_size]: the residual stream
   std::vector<float> normed_;                    // [hidden_size]
   std::vector<float> qkv_;                       // [query_size + 2 * kv_size]

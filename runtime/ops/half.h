@@ -22,6 +22,11 @@ inline float HalfToFloat(uint16_t h) {
 
 inline float BFloat16ToFloat(uint16_t b) { return std::bit_cast<float>(uint32_t{b} << 16); }
 
+// The nearest, of two the one farther from zero.
+inline uint16_t FloatToBFloat16(float x) {
+  return static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000) >> 16);
+}
+
 }  // namespace whit
 
 #endif  // WHIT_RUNTIME_OPS_HALF_H_

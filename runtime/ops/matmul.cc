@@ -4,7 +4,9 @@
 #include <cstring>
 #include <vector>
 
+#include "runtime/ops/amx_matmul.h"
 #include "runtime/ops/cpu_extension.h"
+#include "runtime/ops/half.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/matmul.cc"
@@ -55,7 +57,7 @@ struct GroupActivations {
 
 // acc[row][16] += the products of one panel's group with rows of activations. The weights are
 // unpacked once per call of the outer loop over vectors and serve all rows.
-template <WeightFormat kFormat, ActivationBits kBits, CpuExtension kExtension>
+template <WeightFormat kFormat, ActivationFormat kActivations, CpuExtension kExtension>
 HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
                               float* HWY_RESTRICT acc) {
   constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
@@ -76,7 +78,7 @@ HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
       // The quads [kBegin, kEnd) of the group: an exact integer, rounded once if it has 16 bits.
       const auto columns = [&]<size_t kBegin, size_t kEnd>() {
         const VF high = dot.template Columns<kBegin, kEnd>(a.codes + row * kGroupColumns);
-        if constexpr (kBits == ActivationBits::k8) return high;
+        if constexpr (kActivations == ActivationFormat::kInt8) return high;
         return hn::MulAdd(high, hn::Set(df, 128.0f),
                           dot.template Columns<kBegin, kEnd>(a.low_codes + row * kGroupColumns));
       };
@@ -95,27 +97,23 @@ HWY_INLINE void MultiplyGroup(const std::byte* group, const GroupActivations& a,
   }
 }
 
+// `rows` rows of activations of one format from row0 on, here and below.
 template <WeightFormat kFormat, CpuExtension kExtension>
 void MultiplyPanelQuantized(const Activations& a, const PackedMatrix& w, size_t panel, size_t row0,
                             size_t rows, float* acc) {
   const size_t group_bytes = GroupLayout::Of(kFormat).bytes;
-  for (size_t row = row0, end; row < row0 + rows; row = end) {
-    const ActivationBits bits = a.bits(row);
-    for (end = row + 1; end < row0 + rows && a.bits(end) == bits;) ++end;
-    const std::byte* group = w.group(panel, 0);
-    for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
-      PrefetchAhead(group, group_bytes);
-      const GroupActivations part = {.codes = a.codes(g) + row * kGroupColumns,
-                                     .low_codes = a.low_codes(g) + row * kGroupColumns,
-                                     .scales = a.scales(g) + row,
-                                     .sums = a.sums(g) + row,
-                                     .rows = end - row};
-      float* out = acc + (row - row0) * kPanelRows;
-      if (bits == ActivationBits::k8) {
-        MultiplyGroup<kFormat, ActivationBits::k8, kExtension>(group, part, out);
-      } else {
-        MultiplyGroup<kFormat, ActivationBits::k16, kExtension>(group, part, out);
-      }
+  const std::byte* group = w.group(panel, 0);
+  for (size_t g = 0; g < w.groups(); ++g, group += group_bytes) {
+    PrefetchAhead(group, group_bytes);
+    const GroupActivations part = {.codes = a.codes(g) + row0 * kGroupColumns,
+                                   .low_codes = a.low_codes(g) + row0 * kGroupColumns,
+                                   .scales = a.scales(g) + row0,
+                                   .sums = a.sums(g) + row0,
+                                   .rows = rows};
+    if (a.format(row0) == ActivationFormat::kInt8) {
+      MultiplyGroup<kFormat, ActivationFormat::kInt8, kExtension>(group, part, acc);
+    } else {
+      MultiplyGroup<kFormat, ActivationFormat::kInt16, kExtension>(group, part, acc);
     }
   }
 }
@@ -189,36 +187,37 @@ HWY_INLINE void WritePanelRow(const float* HWY_RESTRICT sums, size_t count, bool
 }
 
 template <CpuExtension kExtension>
-void MultiplyPanelsWith(const Activations& a, const MatMulOutput& output, size_t begin,
-                        size_t end) {
+void MultiplyPanelsWith(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
+                        size_t begin, size_t end) {
   alignas(64) float acc[kRowBlock * kPanelRows];
-  for (size_t row0 = 0; row0 < a.rows(); row0 += kRowBlock) {
-    const size_t rows = std::min(kRowBlock, a.rows() - row0);
+  for (const size_t rows_end = row0 + rows; row0 < rows_end; row0 += kRowBlock) {
+    const size_t count = std::min(kRowBlock, rows_end - row0);
     for (size_t panel = begin; panel < end; ++panel) {
-      std::memset(acc, 0, rows * kPanelRows * sizeof(float));
-      MultiplyPanel<kExtension>(a, *output.weights, panel, row0, rows, acc);
+      std::memset(acc, 0, count * kPanelRows * sizeof(float));
+      MultiplyPanel<kExtension>(a, *output.weights, panel, row0, count, acc);
       const size_t first = panel * kPanelRows;
-      const size_t count = std::min(kPanelRows, output.weights->rows - first);
-      for (size_t row = 0; row < rows; ++row) {
-        WritePanelRow(acc + row * kPanelRows, count, output.accumulate,
+      const size_t columns = std::min(kPanelRows, output.weights->rows - first);
+      for (size_t row = 0; row < count; ++row) {
+        WritePanelRow(acc + row * kPanelRows, columns, output.accumulate,
                       output.out + (row0 + row) * output.stride + first);
       }
     }
   }
 }
 
-// Panels [begin, end) of one output, for all rows of activations.
-void MultiplyPanels(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+// Panels [begin, end) of one output.
+void MultiplyPanels(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
+                    size_t begin, size_t end) {
 #if HWY_ARCH_ARM_A64
   if (DetectCpuExtension() == CpuExtension::kDotProduct) {
-    return MultiplyPanelsWith<CpuExtension::kDotProduct>(a, output, begin, end);
+    return MultiplyPanelsWith<CpuExtension::kDotProduct>(a, row0, rows, output, begin, end);
   }
 #endif
-  MultiplyPanelsWith<CpuExtension::kNone>(a, output, begin, end);
+  MultiplyPanelsWith<CpuExtension::kNone>(a, row0, rows, output, begin, end);
 }
 
 // One group of 32 floats to codes of 8 bits, or of 15 (7 below the high byte).
-HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits,
+HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationFormat format,
                               int8_t* HWY_RESTRICT codes, int8_t* HWY_RESTRICT low_codes,
                               float* scale, float* sum) {
   const DF df;
@@ -229,7 +228,7 @@ HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits,
     largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
   }
   const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const float largest_code = bits == ActivationBits::k8 ? 127.0f : 127.0f * 128.0f;
+  const float largest_code = format == ActivationFormat::kInt8 ? 127.0f : 127.0f * 128.0f;
   const VF inverse = hn::Set(df, max > 0 ? largest_code / max : 0.0f);
   const auto limit = hn::Set(di, static_cast<int32_t>(largest_code));
   auto total = hn::Zero(di);
@@ -238,7 +237,7 @@ HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits,
     const auto nearest = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
     const auto code = hn::Max(hn::Min(nearest, limit), hn::Neg(limit));
     total = hn::Add(total, code);
-    if (bits == ActivationBits::k8) {
+    if (format == ActivationFormat::kInt8) {
       hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
       continue;
     }
@@ -250,7 +249,7 @@ HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationBits bits,
   *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
 }
 
-void QuantizeRow(const float* x, size_t columns, ActivationBits bits, Activations::RowCodes row) {
+void QuantizeRow(const float* x, size_t columns, ActivationFormat format, Activations::RowCodes row) {
   for (size_t begin = 0; begin < columns; begin += kGroupColumns) {
     const float* group = x + begin;
     float padded[kGroupColumns];
@@ -258,12 +257,26 @@ void QuantizeRow(const float* x, size_t columns, ActivationBits bits, Activation
       std::fill(std::copy(group, x + columns, padded), std::end(padded), 0.0f);
       group = padded;
     }
-    QuantizeGroup(group, bits, row.codes, row.low_codes, row.scale, row.sum);
+    QuantizeGroup(group, format, row.codes, row.low_codes, row.scale, row.sum);
     row.codes += row.code_stride;
     row.low_codes += row.code_stride;
     row.scale += row.scale_stride;
     row.sum += row.scale_stride;
   }
+}
+
+// As FloatToBFloat16 does.
+void RoundRow(const float* HWY_RESTRICT x, size_t columns, uint16_t* HWY_RESTRICT to) {
+  const DF df;
+  const hn::Rebind<uint32_t, DF> du;
+  const hn::Rebind<uint16_t, DF> du16;
+  size_t i = 0;
+  for (; i + hn::Lanes(df) <= columns; i += hn::Lanes(df)) {
+    const auto bits = hn::Add(hn::BitCast(du, hn::LoadU(df, x + i)), hn::Set(du, 0x8000));
+    const auto high = hn::BitCast(hn::Rebind<int32_t, DF>(), hn::ShiftRight<16>(bits));
+    hn::StoreU(hn::DemoteTo(du16, high), du16, to + i);
+  }
+  for (; i < columns; ++i) to[i] = FloatToBFloat16(x[i]);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -279,21 +292,50 @@ namespace {
 
 HWY_EXPORT(MultiplyPanels);
 HWY_EXPORT(QuantizeRow);
+HWY_EXPORT(RoundRow);
 
 // Chunks of work claimed at a time: small enough to balance, large enough to stream, since the
 // first kPrefetchBytes of each are not fetched ahead.
 constexpr size_t kMinChunkBytes = 8192;
 constexpr size_t kChunksPerThread = 2;
 
+// Rows that a tile has at most, one of which is a row of activations.
+constexpr size_t kTileRowsBehind = 15;
+
+// Panels [begin, end) of one output for all rows: those of one format after another.
+void MultiplyRows(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+  const bool quantized = IsQuantized(output.weights->format);
+  for (size_t row = 0, next; row < a.rows(); row = next) {
+    const ActivationFormat format = a.format(row);
+    for (next = row + 1; next < a.rows() && (!quantized || a.format(next) == format);) ++next;
+#if HWY_ARCH_X86_64
+    if (quantized && format == ActivationFormat::kBFloat16) {
+      MultiplyPanelsAmx(a, row, next - row, output, begin, end);
+      continue;
+    }
+#endif
+    HWY_DYNAMIC_DISPATCH(MultiplyPanels)(a, row, next - row, output, begin, end);
+  }
+}
+
 }  // namespace
+
+ActivationFormat PromptActivations() {
+  return DetectCpuExtension() == CpuExtension::kAmx ? ActivationFormat::kBFloat16
+                                                    : ActivationFormat::kInt8;
+}
 
 Activations::Activations(size_t max_rows, size_t max_columns) {
   const size_t groups = (max_columns + kGroupColumns - 1) / kGroupColumns;
-  bits_.resize(max_rows);
+  formats_.resize(max_rows);
   codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
   low_codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
   scales_ = hwy::AllocateAligned<float>(max_rows * groups);
   sums_ = hwy::AllocateAligned<float>(max_rows * groups);
+  if (DetectCpuExtension() == CpuExtension::kAmx) {
+    bfloat16_ =
+        hwy::AllocateAligned<uint16_t>((max_rows + kTileRowsBehind) * groups * kGroupColumns);
+  }
 }
 
 void Activations::Reset(size_t rows, size_t columns) {
@@ -302,10 +344,16 @@ void Activations::Reset(size_t rows, size_t columns) {
   floats_ = nullptr;
 }
 
-void Activations::SetRow(size_t row, const float* x, ActivationBits bits) {
-  bits_[row] = bits;
+void Activations::SetRow(size_t row, const float* x, ActivationFormat format) {
+  formats_[row] = format;
+  if (format == ActivationFormat::kBFloat16) {
+    uint16_t* to = bfloat16_.get() + row * groups() * kGroupColumns;
+    HWY_DYNAMIC_DISPATCH(RoundRow)(x, columns_, to);
+    std::fill(to + columns_, to + groups() * kGroupColumns, uint16_t{0});
+    return;
+  }
   HWY_DYNAMIC_DISPATCH(QuantizeRow)
-  (x, columns_, bits,
+  (x, columns_, format,
    {.codes = codes_.get() + row * kGroupColumns,
     .low_codes = low_codes_.get() + row * kGroupColumns,
     .scale = scales_.get() + row,
@@ -323,14 +371,13 @@ void MatMul(const Activations& activations, absl::Span<const MatMulOutput> outpu
   }
   const size_t chunks =
       std::max<size_t>(1, std::min(bytes / kMinChunkBytes, kChunksPerThread * pool.num_threads()));
-  const auto multiply = HWY_DYNAMIC_DISPATCH(MultiplyPanels);
   pool.ParallelFor(panels, std::max<size_t>(1, panels / chunks),
                    [&](size_t begin, size_t end, int) {
                      // [begin, end) counts through the panels of all outputs.
                      for (const MatMulOutput& output : outputs) {
                        const size_t count = output.weights->panels();
                        if (begin < count) {
-                         multiply(activations, output, begin, std::min(end, count));
+                         MultiplyRows(activations, output, begin, std::min(end, count));
                        }
                        if (end <= count) return;
                        begin = begin > count ? begin - count : 0;
@@ -347,10 +394,18 @@ double MatMulReference(const Activations& activations, size_t row, const PackedM
   for (size_t c = 0; c < weights.columns; ++c) {
     const size_t g = c / kGroupColumns;
     const size_t i = row * kGroupColumns + c % kGroupColumns;
-    double x = activations.codes(g)[i];
-    if (activations.bits(row) == ActivationBits::k16) x = 128 * x + activations.low_codes(g)[i];
-    x *= activations.scales(g)[row];
-    sum += (IsQuantized(weights.format) ? x : double{activations.float_row(row)[c]}) * w[c];
+    if (!IsQuantized(weights.format)) {
+      sum += double{activations.float_row(row)[c]} * w[c];
+    } else if (activations.format(row) == ActivationFormat::kBFloat16) {
+      sum += double{BFloat16ToFloat(activations.bfloat16_row(row)[c])} *
+             BFloat16ToFloat(FloatToBFloat16(w[c]));
+    } else {
+      double x = activations.codes(g)[i];
+      if (activations.format(row) == ActivationFormat::kInt16) {
+        x = 128 * x + activations.low_codes(g)[i];
+      }
+      sum += x * activations.scales(g)[row] * w[c];
+    }
   }
   return sum;
 }

@@ -1,5 +1,5 @@
-// Matrix multiplication of activations with packed weights: 8- or 16-bit integer activations
-// against 4- and 8-bit weights, f32 against float weights.
+// Matrix multiplication of activations with packed weights: 8- or 16-bit integer or bfloat16
+// activations against 4- and 8-bit weights, f32 against float weights.
 #ifndef WHIT_RUNTIME_OPS_MATMUL_H_
 #define WHIT_RUNTIME_OPS_MATMUL_H_
 
@@ -15,8 +15,13 @@
 namespace whit {
 
 // 8-bit activations double the arithmetic rate and suit prompts; 16-bit ones remove the noise of
-// rounding activations, and suit decoding, which waits for weights anyway.
-enum class ActivationBits : uint8_t { k8, k16 };
+// rounding activations, and suit decoding, which waits for weights anyway. bfloat16, for CPUs that
+// have tiles of it (CpuExtension::kAmx), is several times as fast as 8 bits and less noisy; weights
+// are then rounded to bfloat16 as well.
+enum class ActivationFormat : uint8_t { kInt8, kInt16, kBFloat16 };
+
+// The fastest for many rows on this CPU.
+ActivationFormat PromptActivations();
 
 // Rows of activations, quantized: each group of 32 columns of a row has its own scale, max|x| over
 // the largest code. Groups are the outer dimension, as the kernels walk them:
@@ -25,7 +30,7 @@ enum class ActivationBits : uint8_t { k8, k16 };
 //   scales    [group][row]      x = scale * code
 //   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum
 //   multiplies
-// Float weights read `floats` instead, the caller's unquantized rows.
+// or rounded to bfloat16: [row][columns, padded to whole groups]. Float weights read `floats` instead, the caller's unquantized rows.
 class Activations {
  public:
   // Where the codes, scale and sum of a row's first group are; those of the next follow at the
@@ -45,7 +50,7 @@ class Activations {
   void Reset(size_t rows, size_t columns);
   // Quantizes one row from `x` (columns floats; not a multiple of 32: padded with zeros). Rows may
   // be set by different threads.
-  void SetRow(size_t row, const float* x, ActivationBits bits);
+  void SetRow(size_t row, const float* x, ActivationFormat format);
   // For float weights: where the rows themselves lie, `stride` floats apart.
   void SetFloats(const float* floats, size_t stride) {
     floats_ = floats;
@@ -55,23 +60,28 @@ class Activations {
   size_t rows() const { return rows_; }
   size_t columns() const { return columns_; }
   size_t groups() const { return (columns_ + kGroupColumns - 1) / kGroupColumns; }
-  ActivationBits bits(size_t row) const { return bits_[row]; }
+  ActivationFormat format(size_t row) const { return formats_[row]; }
   const int8_t* codes(size_t group) const { return codes_.get() + group * rows_ * kGroupColumns; }
   const int8_t* low_codes(size_t group) const {
     return low_codes_.get() + group * rows_ * kGroupColumns;
   }
   const float* scales(size_t group) const { return scales_.get() + group * rows_; }
   const float* sums(size_t group) const { return sums_.get() + group * rows_; }
+  const uint16_t* bfloat16_row(size_t row) const {
+    return bfloat16_.get() + row * groups() * kGroupColumns;
+  }
   const float* float_row(size_t row) const { return floats_ + row * float_stride_; }
 
  private:
   size_t rows_ = 0;
   size_t columns_ = 0;
-  std::vector<ActivationBits> bits_;  // of each row
+  std::vector<ActivationFormat> formats_;  // of each row
   hwy::AlignedFreeUniquePtr<int8_t[]> codes_;
   hwy::AlignedFreeUniquePtr<int8_t[]> low_codes_;
   hwy::AlignedFreeUniquePtr<float[]> scales_;
   hwy::AlignedFreeUniquePtr<float[]> sums_;
+  // With room for a tile's rows behind the last row; null where no CPU extension reads it.
+  hwy::AlignedFreeUniquePtr<uint16_t[]> bfloat16_;
   const float* floats_ = nullptr;
   size_t float_stride_ = 0;
 };

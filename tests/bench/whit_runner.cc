@@ -92,7 +92,7 @@ absl::StatusOr<double> WhitRunner::Decode(int steps) {
                    .price = price.price(),
                    .decisions = &price.decisions(),
                    .signals = signals_[i].get(),
-                   .activation_bits = ActivationBits::k16};
+                   .activations = ActivationFormat::kInt16};
     }
     model_->Forward(slices);
     for (size_t i = 0; i < slices.size(); ++i) prices_[i]->EndStep(sequences_[i]);

@@ -206,7 +206,7 @@ absl::Status ArmRunner::RunArm(int arm, absl::Span<const Sequence> sequences,
          .price = price.price(),
          .decisions = &price.decisions(),
          .signals = one.signals[arm].get(),
-         .activation_bits = arms_[arm].activation_bits,
+         .activations = arms_[arm].activations,
          .logits = scored ? ForwardSlice::Logits::kAll : ForwardSlice::Logits::kNone});
   }
   const float* logits = model_.Forward(slices).data();

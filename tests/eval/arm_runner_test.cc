@@ -84,7 +84,7 @@ TEST_F(ArmRunnerTest, SlicesSeeWhatSingleTokensSee) {
                             .first_position = position,
                             .kv = &table,
                             .policy = runner.arms()[arm].policy.get(),
-                            .activation_bits = ActivationBits::k16}});
+                            .activations = ActivationFormat::kInt16}});
       ASSERT_EQ(slices.at({static_cast<int>(arm), 0, position}),
                 std::vector<float>(single.begin(), single.end()))
           << runner.arms()[arm].name << ", position " << position;

@@ -42,7 +42,7 @@ struct Arm {
   std::optional<Rung> naive_rung = {};
   // Each sequence has a policy of its own, which knows what is to come.
   std::optional<OracleBudget> oracle = {};
-  ActivationBits activation_bits = ActivationBits::k16;
+  ActivationFormat activations = ActivationFormat::kInt16;
 };
 
 // The arm that all others are compared with: FP16 keys and values.

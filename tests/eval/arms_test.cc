@@ -27,7 +27,7 @@ TEST(ParseArmsTest, PutsTheReferenceFirstAndKeepsOneOfEach) {
   const Arm reference = ParseArms("", {})->front();
   EXPECT_TRUE(IsReference(reference));
   EXPECT_EQ(reference.ring.rung, Rung::kFp16);
-  EXPECT_EQ(reference.activation_bits, ActivationBits::k16);
+  EXPECT_EQ(reference.activations, ActivationFormat::kInt16);
 }
 
 TEST(ParseArmsTest, KeepsAMixTogether) {

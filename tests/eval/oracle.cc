@@ -80,7 +80,7 @@ absl::StatusOr<FutureLosses> OracleRecorder::Record(absl::Span<const int32_t> to
   const absl::Cleanup unset = [this] { model_.SetLayerProbe(nullptr); };
   const absl::Status run = RunExactly(
       model_, tokens, kv, ForwardSlice::Logits::kNone, [](int, int, absl::Span<const float>) {},
-      ActivationBits::k16);
+      ActivationFormat::kInt16);
   if (!run.ok()) return run;
 
   const int settled = SettledTokens(ring, count);

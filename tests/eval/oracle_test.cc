@@ -76,7 +76,7 @@ class OracleTest : public testing::Test {
                             .first_position = first,
                             .kv = &kv,
                             .policy = policy,
-                            .activation_bits = ActivationBits::k16,
+                            .activations = ActivationFormat::kInt16,
                             .logits = ForwardSlice::Logits::kAll}});
       all.insert(all.end(), logits.begin(), logits.end());
     }

@@ -19,7 +19,7 @@ std::vector<Arm> MakeArms() {
   std::vector<Arm> arms(2, ReferenceArm());
   arms[0].name = "16-bit activations";
   arms[1].name = "8-bit activations";
-  arms[1].activation_bits = ActivationBits::k8;
+  arms[1].activations = ActivationFormat::kInt8;
   return arms;
 }
 

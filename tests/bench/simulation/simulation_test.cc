@@ -162,14 +162,14 @@ TEST(SimulationTest, IsTheSameForTheSameSeed) {
 
 TEST(StepTimeTest, GrowsWithTokensDepthAndBits) {
   const std::vector<int32_t> tokens(64);
-  const auto time = [&](ActivationBits activation_bits, int count, int depth, double bits) {
+  const auto time = [&](ActivationFormat activations, int count, int depth, double bits) {
     return StepTime(MeasuredStepCosts(),
                     {ForwardSlice{.tokens = absl::MakeConstSpan(tokens).first(count),
                                   .first_position = depth,
-                                  .activation_bits = activation_bits}},
+                                  .activations = activations}},
                     bits);
   };
-  const auto decode = ActivationBits::k16, prompt = ActivationBits::k8;
+  const auto decode = ActivationFormat::kInt16, prompt = ActivationFormat::kInt8;
   EXPECT_GT(time(decode, 1, 0, 4), absl::ZeroDuration());
   EXPECT_GT(time(decode, 1, 4000, 4), time(decode, 1, 0, 4));
   EXPECT_GT(time(decode, 1, 4000, 16), time(decode, 1, 4000, 4));

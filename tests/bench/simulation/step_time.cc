@@ -21,7 +21,7 @@ absl::Duration StepTime(const StepCosts& costs, absl::Span<const ForwardSlice> s
   for (const ForwardSlice& slice : slices) {
     const auto tokens = static_cast<double>(slice.tokens.size());
     const double mean_depth = slice.first_position + tokens / 2;
-    if (slice.activation_bits == ActivationBits::k16) {
+    if (slice.activations == ActivationFormat::kInt16) {
       microseconds +=
           tokens * costs.decoded_token +
           tokens * mean_depth / 1000 * (costs.depth_kilotoken + bits * costs.depth_kilotoken_bit);

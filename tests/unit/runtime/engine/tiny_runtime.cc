@@ -22,11 +22,11 @@ struct OwnTable {
   PageTable kv;
 };
 
-absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token, ActivationBits bits) {
+absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token, ActivationFormat bits) {
   return model.Forward({ForwardSlice{.tokens = absl::MakeConstSpan(&token, 1),
                                      .first_position = kv.num_tokens(),
                                      .kv = &kv,
-                                     .activation_bits = bits}});
+                                     .activations = bits}});
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ std::vector<std::vector<float>> TinyRuntime::ReferenceLogits(const std::vector<i
   std::vector<std::vector<float>> rows;
   for (size_t i = 0; i + 1 < tokens.size(); ++i) {
     const absl::Span<const float> logits = RunOne(
-        *model, table.kv, tokens[i], i < prompt_tokens ? ActivationBits::k8 : ActivationBits::k16);
+        *model, table.kv, tokens[i], i < prompt_tokens ? PromptActivations() : ActivationFormat::kInt16);
     rows.emplace_back(logits.begin(), logits.end());
   }
   return rows;
@@ -71,13 +71,13 @@ std::vector<int32_t> TinyRuntime::ReferenceGreedy(const std::vector<int32_t>& pr
                                                   int num_tokens) const {
   OwnTable table(*model);
   absl::Span<const float> logits;
-  for (int32_t token : prompt) logits = RunOne(*model, table.kv, token, ActivationBits::k8);
+  for (int32_t token : prompt) logits = RunOne(*model, table.kv, token, PromptActivations());
   std::vector<int32_t> generated;
   while (true) {
     generated.push_back(
         static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
     if (static_cast<int>(generated.size()) == num_tokens) return generated;
-    logits = RunOne(*model, table.kv, generated.back(), ActivationBits::k16);
+    logits = RunOne(*model, table.kv, generated.back(), ActivationFormat::kInt16);
   }
 }
 

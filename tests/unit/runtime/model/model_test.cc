@@ -48,7 +48,7 @@ std::vector<int32_t> RandomTokens(int count, uint32_t seed, int vocab = 300) {
 
 // How sequences of a test are run.
 struct RunOptions {
-  ActivationBits activation_bits = ActivationBits::k16;
+  ActivationFormat activations = ActivationFormat::kInt16;
   std::string policy = "fp16";
 };
 
@@ -57,7 +57,7 @@ class Sequence {
  public:
   Sequence(const Fixture& fixture, std::vector<int32_t> tokens, const RunOptions& options = {})
       : tokens_(std::move(tokens)),
-        activation_bits_(options.activation_bits),
+        activations_(options.activations),
         spec_(ParsePrecisionPolicy(options.policy).value()),
         policy_(MakePrecisionPolicy(spec_, nullptr).value()),
         table_(fixture.model->NewPageTable(*fixture.pool, RingOf(spec_))) {}
@@ -68,14 +68,14 @@ class Sequence {
             .first_position = first,
             .kv = &table_,
             .policy = policy_.get(),
-            .activation_bits = activation_bits_,
+            .activations = activations_,
             .logits = logits};
   }
   int remaining() const { return static_cast<int>(tokens_.size()) - position_; }
 
  private:
   std::vector<int32_t> tokens_;
-  ActivationBits activation_bits_;
+  ActivationFormat activations_;
   PrecisionPolicySpec spec_;
   std::unique_ptr<const PrecisionPolicy> policy_;
   PageTable table_;
@@ -119,8 +119,8 @@ std::vector<double> RowErrors(const std::vector<float>& logits,
 
 // Sorted errors of several short sequences, run together, against the reference with the same
 // rounding of activations.
-std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationBits bits) {
-  const ReferenceModel reference(*fixture.file, bits == ActivationBits::k8
+std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationFormat bits) {
+  const ReferenceModel reference(*fixture.file, bits == ActivationFormat::kInt8
                                                     ? ReferenceModel::Rounding::k8Bits
                                                     : ReferenceModel::Rounding::k16Bits);
   std::vector<Sequence> sequences;
@@ -128,7 +128,7 @@ std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationBit
   std::vector<std::vector<double>> expected;
   for (uint32_t seed = 0; seed < 12; ++seed) {
     const std::vector<int32_t> tokens = RandomTokens(4, seed);
-    sequences.emplace_back(fixture, tokens, RunOptions{.activation_bits = bits});
+    sequences.emplace_back(fixture, tokens, RunOptions{.activations = bits});
     for (std::vector<double>& row : reference.Forward(tokens)) expected.push_back(std::move(row));
   }
   for (Sequence& sequence : sequences) slices.push_back(sequence.Next(4));
@@ -139,12 +139,12 @@ std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationBit
 
 void ExpectMatchesReference(const GgufWriter& writer) {
   const Fixture fixture(writer);
-  const std::vector<double> exact = ErrorsAgainstReference(fixture, ActivationBits::k16);
+  const std::vector<double> exact = ErrorsAgainstReference(fixture, ActivationFormat::kInt16);
   EXPECT_LT(exact.back(), 5e-3);
   // Now and then an activation lies so close to the middle of two codes that float and double round
   // it apart. With 8 bits that shows: from there on a sequence's errors are of the size of the
   // rounding itself, some per cent. But most rows of short sequences see no such accident.
-  const std::vector<double> coarse = ErrorsAgainstReference(fixture, ActivationBits::k8);
+  const std::vector<double> coarse = ErrorsAgainstReference(fixture, ActivationFormat::kInt8);
   EXPECT_LT(coarse[coarse.size() / 2], 5e-3);
   EXPECT_LT(coarse.back(), 0.3);
 }
@@ -237,8 +237,8 @@ TEST(ModelTest, APromptMayBeCutAnywhereIfNothingLeavesTheRing) {
   const Fixture fixture(TinyModelOptions{});
   const std::vector<int32_t> tokens = RandomTokens(100, 2);
   ForEachSimdTarget([&] {
-    for (ActivationBits bits : {ActivationBits::k8, ActivationBits::k16}) {
-      const RunOptions options = {.activation_bits = bits};
+    for (ActivationFormat bits : {ActivationFormat::kInt8, ActivationFormat::kInt16}) {
+      const RunOptions options = {.activations = bits};
       const std::vector<float> whole = RunInChunks(fixture, tokens, 100, options);
       for (int chunk : {1, 5, 16, 33}) {
         EXPECT_EQ(RunInChunks(fixture, tokens, chunk, options), whole) << "chunks of " << chunk;
@@ -261,7 +261,7 @@ TEST(ModelTest, ALongPromptMayBeCutAtBlocks) {
 
 TEST(ModelTest, ASequenceDoesNotSeeItsNeighbours) {
   const RunOptions options[] = {{},
-                                {.activation_bits = ActivationBits::k8},
+                                {.activations = ActivationFormat::kInt8},
                                 {.policy = "static:K4V4"},
                                 {.policy = "random:K2V2=1,K4V2=1,K8V8=1"}};
   for (TensorType type : {TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kF16}) {

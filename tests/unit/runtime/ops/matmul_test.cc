@@ -77,8 +77,8 @@ struct RandomActivations {
     }
   }
   // Rows of both kinds, in runs of three.
-  static ActivationBits Bits(size_t row) {
-    return row / 3 % 2 == 0 ? ActivationBits::k8 : ActivationBits::k16;
+  static ActivationFormat Bits(size_t row) {
+    return row / 3 % 2 == 0 ? ActivationFormat::kInt8 : ActivationFormat::kInt16;
   }
   std::vector<float> floats;
   Activations activations;
@@ -176,9 +176,9 @@ TEST(ActivationsTest, CodesAreTheNearestIntegersOnEveryTarget) {
     for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i)) * 3.0f;
     Activations a(3, 70);
     a.Reset(3, 70);
-    a.SetRow(0, x.data(), ActivationBits::k8);
-    a.SetRow(1, std::vector<float>(70, 0.0f).data(), ActivationBits::k8);
-    a.SetRow(2, x.data(), ActivationBits::k16);
+    a.SetRow(0, x.data(), ActivationFormat::kInt8);
+    a.SetRow(1, std::vector<float>(70, 0.0f).data(), ActivationFormat::kInt8);
+    a.SetRow(2, x.data(), ActivationFormat::kInt16);
     for (size_t c = 0; c < 70; ++c) {
       const float* scales = a.scales(c / 32);
       const int8_t* codes = a.codes(c / 32) + c % 32;

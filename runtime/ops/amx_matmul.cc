@@ -1,0 +1,240 @@
+#include "runtime/ops/amx_matmul.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "runtime/ops/amx.h"
+#include "runtime/ops/packed_matrix.h"
+
+// GCC 12 warns of the vectors that its intrinsics leave undefined on purpose.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+// Whoever has AMX has these.
+#define WHIT_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+namespace whit {
+namespace {
+
+static_assert(kPanelRows == amx::kTileRows && kGroupColumns == amx::kTileColumns,
+              "a panel's group is a tile");
+
+// A panel's groups that are unpacked at once: those of two panels stay in the second-level cache.
+constexpr size_t kGroupsAtOnce = 48;
+constexpr size_t kTileElements = amx::kTileBytes / sizeof(uint16_t);
+
+// [group][16 pairs of columns][16 rows of the panel][2], bfloat16.
+using UnpackedPanel = uint16_t[kGroupsAtOnce * kTileElements];
+
+WHIT_AVX512 inline __m512 LoadScales(const std::byte* scales, size_t set, bool f32) {
+  const std::byte* from = scales + set * kPanelRows * (f32 ? 4 : 2);
+  if (f32) return _mm512_loadu_ps(from);
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// Pairs of bfloat16, `even` in the lower halves; rounded to nearest, ties away from zero.
+WHIT_AVX512 inline __m512i RoundPairs(__m512 even, __m512 odd) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
+  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
+  return _mm512_mask_blend_epi16(0xAAAAAAAA, low, high);
+}
+
+// 1 + code / 16 of the 4-bit codes at bit kBit of each lane.
+template <int kBit>
+WHIT_AVX512 inline __m512 U4Codes(__m512i packed) {
+  constexpr int kMantissaBit = 19;  // the first of four
+  __m512i codes;
+  if constexpr (kBit <= kMantissaBit) {
+    codes = _mm512_slli_epi32(packed, kMantissaBit - kBit);
+  } else {
+    codes = _mm512_srli_epi32(packed, kBit - kMantissaBit);
+  }
+  constexpr int kAndOr = 0xEA;  // (a & b) | c
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      codes, _mm512_set1_epi32(0xF << kMantissaBit), _mm512_set1_epi32(0x3F800000), kAndOr));
+}
+
+template <int kByte>
+WHIT_AVX512 inline __m512 S8Codes(__m512i packed) {
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(packed, 24 - 8 * kByte), 24));
+}
+
+// One group as a tile.
+template <WeightFormat kFormat>
+WHIT_AVX512 inline void UnpackGroup(const std::byte* group, uint16_t* tile) {
+  constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
+  const std::byte* scales = group + kLayout.codes;
+  const auto store = [tile](size_t pair, __m512i values) WHIT_AVX512 {
+    _mm512_store_si512(tile + pair * 2 * kPanelRows, values);
+  };
+  __m512 d = LoadScales(scales, 0, kLayout.f32_scales);
+  __m512 m = _mm512_setzero_ps();
+  if constexpr (kLayout.minimums) m = LoadScales(scales, kLayout.scale_sets, kLayout.f32_scales);
+  if constexpr (HasU4Codes(kFormat)) {
+    d = _mm512_mul_ps(d, _mm512_set1_ps(16.0f));
+    // Less what the 1 in 1 + code / 16 brings; a code without minimum stands for code - 8.
+    m = kLayout.minimums ? _mm512_sub_ps(m, d) : _mm512_mul_ps(d, _mm512_set1_ps(-1.5f));
+    for (size_t i = 0; i < 4; ++i) {
+      const __m512i packed = _mm512_loadu_si512(group + i * 64);
+      const auto pair = [&]<int kBit>() WHIT_AVX512 {
+        return RoundPairs(_mm512_fmadd_ps(U4Codes<kBit>(packed), d, m),
+                          _mm512_fmadd_ps(U4Codes<kBit + 8>(packed), d, m));
+      };
+      store(2 * i, pair.template operator()<0>());
+      store(2 * i + 1, pair.template operator()<16>());
+      store(8 + 2 * i, pair.template operator()<4>());
+      store(8 + 2 * i + 1, pair.template operator()<20>());
+    }
+  } else {
+    for (size_t i = 0; i < 8; ++i) {
+      if (kLayout.scale_sets == 2 && i == 4) d = LoadScales(scales, 1, kLayout.f32_scales);
+      const __m512i packed = _mm512_loadu_si512(group + i * 64);
+      const auto pair = [&]<int kByte>() WHIT_AVX512 {
+        return RoundPairs(_mm512_fmadd_ps(S8Codes<kByte>(packed), d, m),
+                          _mm512_fmadd_ps(S8Codes<kByte + 1>(packed), d, m));
+      };
+      store(2 * i, pair.template operator()<0>());
+      store(2 * i + 1, pair.template operator()<2>());
+    }
+  }
+}
+
+template <WeightFormat kFormat>
+WHIT_AVX512 void UnpackGroups(const std::byte* group, size_t count, uint16_t* tiles) {
+  for (size_t g = 0; g < count; ++g) {
+    UnpackGroup<kFormat>(group + g * GroupLayout::Of(kFormat).bytes, tiles + g * kTileElements);
+  }
+}
+
+void Unpack(const PackedMatrix& w, size_t panel, size_t first_group, size_t count,
+            uint16_t* tiles) {
+  const std::byte* group = w.group(panel, first_group);
+  switch (w.format) {
+    case WeightFormat::kU4:
+      return UnpackGroups<WeightFormat::kU4>(group, count, tiles);
+    case WeightFormat::kU4Min:
+      return UnpackGroups<WeightFormat::kU4Min>(group, count, tiles);
+    case WeightFormat::kU4MinF32:
+      return UnpackGroups<WeightFormat::kU4MinF32>(group, count, tiles);
+    case WeightFormat::kS8:
+      return UnpackGroups<WeightFormat::kS8>(group, count, tiles);
+    case WeightFormat::kS8Min:
+      return UnpackGroups<WeightFormat::kS8Min>(group, count, tiles);
+    case WeightFormat::kS8MinF32:
+      return UnpackGroups<WeightFormat::kS8MinF32>(group, count, tiles);
+    case WeightFormat::kS8HalfF32:
+      return UnpackGroups<WeightFormat::kS8HalfF32>(group, count, tiles);
+    case WeightFormat::kF16:
+    case WeightFormat::kBF16:
+    case WeightFormat::kF32:
+      return;  // multiplied as floats
+  }
+}
+
+// A tile of sums and where it belongs in the output, which may have fewer rows or columns.
+struct OutputTile {
+  float* out;
+  size_t stride;
+  size_t rows;     // at most 16
+  size_t columns;  // likewise
+
+  bool full() const { return rows == amx::kTileRows && columns == kPanelRows; }
+};
+
+template <int kTile>
+void BeginSums(const OutputTile& tile, bool keep) {
+  if (!keep) return amx::ZeroTile<kTile>();
+  if (tile.full()) return amx::LoadTile<kTile>(tile.out, tile.stride * sizeof(float));
+  alignas(64) float sums[amx::kTileRows][kPanelRows] = {};
+  for (size_t row = 0; row < tile.rows; ++row) {
+    std::copy_n(tile.out + row * tile.stride, tile.columns, sums[row]);
+  }
+  amx::LoadTile<kTile>(sums, amx::kTileRowBytes);
+}
+
+template <int kTile>
+void EndSums(const OutputTile& tile) {
+  if (tile.full()) return amx::StoreTile<kTile>(tile.out, tile.stride * sizeof(float));
+  alignas(64) float sums[amx::kTileRows][kPanelRows];
+  amx::StoreTile<kTile>(sums, amx::kTileRowBytes);
+  for (size_t row = 0; row < tile.rows; ++row) {
+    std::copy_n(sums[row], tile.columns, tile.out + row * tile.stride);
+  }
+}
+
+// 16 or 32 rows of activations against `groups` groups of one or two unpacked panels. Tiles 0 to 3
+// are sums, row by row of them; 4 and 5 activations, 6 and 7 weights.
+template <bool kTwoRows, bool kTwoPanels>
+void MultiplyBlock(const uint16_t* rows, size_t row_bytes, const UnpackedPanel* panels,
+                   size_t groups, const OutputTile (&tiles)[2][2], bool keep) {
+  BeginSums<0>(tiles[0][0], keep);
+  if (kTwoPanels) BeginSums<1>(tiles[0][1], keep);
+  if (kTwoRows) BeginSums<2>(tiles[1][0], keep);
+  if (kTwoRows && kTwoPanels) BeginSums<3>(tiles[1][1], keep);
+  const uint16_t* second_rows = rows + amx::kTileRows * row_bytes / sizeof(uint16_t);
+  for (size_t g = 0; g < groups; ++g) {
+    amx::LoadTile<6>(panels[0] + g * kTileElements, amx::kTileRowBytes);
+    amx::LoadTile<4>(rows + g * kGroupColumns, row_bytes);
+    amx::MultiplyTiles<0, 4, 6>();
+    if (kTwoPanels) {
+      amx::LoadTile<7>(panels[1] + g * kTileElements, amx::kTileRowBytes);
+      amx::MultiplyTiles<1, 4, 7>();
+    }
+    if (kTwoRows) {
+      amx::LoadTile<5>(second_rows + g * kGroupColumns, row_bytes);
+      amx::MultiplyTiles<2, 5, 6>();
+      if (kTwoPanels) amx::MultiplyTiles<3, 5, 7>();
+    }
+  }
+  EndSums<0>(tiles[0][0]);
+  if (kTwoPanels) EndSums<1>(tiles[0][1]);
+  if (kTwoRows) EndSums<2>(tiles[1][0]);
+  if (kTwoRows && kTwoPanels) EndSums<3>(tiles[1][1]);
+}
+
+}  // namespace
+
+void MultiplyPanelsAmx(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
+                       size_t begin, size_t end) {
+  const PackedMatrix& w = *output.weights;
+  const amx::Tiles configured;
+  alignas(64) UnpackedPanel panels[2];
+  const size_t row_bytes = a.groups() * kGroupColumns * sizeof(uint16_t);
+  constexpr size_t kBlockRows = 2 * amx::kTileRows;
+  for (size_t panel = begin; panel < end; panel += 2) {
+    const bool two_panels = panel + 1 < end;
+    for (size_t g = 0; g < w.groups(); g += kGroupsAtOnce) {
+      const size_t groups = std::min(kGroupsAtOnce, w.groups() - g);
+      Unpack(w, panel, g, groups, panels[0]);
+      if (two_panels) Unpack(w, panel + 1, g, groups, panels[1]);
+      const bool keep = output.accumulate || g > 0;
+      for (size_t row = 0; row < rows; row += kBlockRows) {
+        const bool two_rows = row + amx::kTileRows < rows;
+        OutputTile tiles[2][2];
+        for (size_t i = 0; i < 2; ++i) {
+          for (size_t j = 0; j < 2; ++j) {
+            const size_t tile_row = row + i * amx::kTileRows, column = (panel + j) * kPanelRows;
+            tiles[i][j] = {.out = output.out + (row0 + tile_row) * output.stride + column,
+                           .stride = output.stride,
+                           .rows = std::min(amx::kTileRows, rows - std::min(rows, tile_row)),
+                           .columns = std::min(kPanelRows, w.rows - std::min(w.rows, column))};
+          }
+        }
+        const uint16_t* from = a.bfloat16_row(row0 + row) + g * kGroupColumns;
+        const auto multiply =
+            two_rows ? (two_panels ? MultiplyBlock<true, true> : MultiplyBlock<true, false>)
+                     : (two_panels ? MultiplyBlock<false, true> : MultiplyBlock<false, false>);
+        multiply(from, row_bytes, panels, groups, tiles, keep);
+      }
+    }
+  }
+}
+
+}  // namespace whit
+
+#endif  // __x86_64__
