@@ -330,19 +330,19 @@ void Model::SettleHead(int layer, int kv_head, const Piece& piece) const {
 
 void Model::FeedForwardBlock(int layer) {
   const LayerWeights& w = weights_->layers[layer];
-  const size_t ffn = config_.ffn_size;
-  Grow(gate_up_, num_tokens_ * 2 * ffn);
+  const size_t ffn = config_.ffn_size, stride = gate_up_stride();
+  Grow(gate_up_, num_tokens_ * stride);
 
   NormalizeInto(w.ffn_norm.data(), {});
   MatMul(activations_,
-         {{.weights = &w.gate, .out = gate_up_.data(), .stride = 2 * ffn},
-          {.weights = &w.up, .out = gate_up_.data() + ffn, .stride = 2 * ffn}},
+         {{.weights = &w.gate, .out = gate_up_.data(), .stride = stride},
+          {.weights = &w.up, .out = gate_up_.data() + ffn, .stride = stride}},
          pool_);
   activations_.Reset(num_tokens_, ffn);
-  activations_.SetFloats(gate_up_.data(), 2 * ffn);
+  activations_.SetFloats(gate_up_.data(), stride);
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      float* gate = gate_up_.data() + row * 2 * ffn;
+      float* gate = gate_up_.data() + row * stride;
       SiluMultiply(gate, gate + ffn, ffn, gate);
       activations_.SetRow(row, gate, activation_formats_[row]);
     }

@@ -133,6 +133,8 @@ class Model {
   void MultiplyByOutput(absl::Span<const int> rows, float* logits);
 
   size_t qkv_stride() const { return config_.query_size() + size_t{2} * config_.kv_size(); }
+  // Rows that lie a multiple of 4 KiB apart would compete for the same places of the cache.
+  size_t gate_up_stride() const { return size_t{2} * config_.ffn_size + 16; }
 
   // activations_ = quantized rows of RmsNorm(hidden_ row, weight), one for each entry of `rows`, or
   // for every row if it is empty.
@@ -150,16 +152,16 @@ class Model {
   // Buffers of one pass, [token][…], grown to the largest pass seen.
   int num_tokens_ = 0;
   std::vector<ActivationFormat> activation_formats_;  // of each token
-  std::vector<float> hidden_;                    // [hidden_size]: the residual stream
-  std::vector<float> normed_;                    // [hidden_size]
-  std::vector<float> qkv_;                       // [query_size + 2 * kv_size]
-  std::vector<float> attended_;                  // [query_size]
-  std::vector<float> gate_up_;                   // [2 * ffn_size]
-  std::vector<float> cosines_;                   // [rope_dims]
-  std::vector<float> sines_;                     // [rope_dims]
-  std::vector<float> logits_;                    // [row][vocab_size]
-  std::vector<float> observed_logits_;           // likewise, of rows that nobody asked for
-  std::vector<float> squared_probabilities_;     // [query head], of the last layer
+  std::vector<float> hidden_;                         // [hidden_size]: the residual stream
+  std::vector<float> normed_;                         // [hidden_size]
+  std::vector<float> qkv_;                            // [query_size + 2 * kv_size]
+  std::vector<float> attended_;                       // [query_size]
+  std::vector<float> gate_up_;                        // [gate_up_stride()]
+  std::vector<float> cosines_;                        // [rope_dims]
+  std::vector<float> sines_;                          // [rope_dims]
+  std::vector<float> logits_;                         // [row][vocab_size]
+  std::vector<float> observed_logits_;                // likewise, of rows that nobody asked for
+  std::vector<float> squared_probabilities_;          // [query head], of the last layer
   Activations activations_;
   AttentionQueries queries_;
   std::vector<std::vector<Piece>> rounds_;

@@ -11,8 +11,10 @@
 #include "runtime/ops/amx.h"
 #include "runtime/ops/packed_matrix.h"
 
+#if !defined(__clang__)
 // GCC 12 warns of the vectors that its intrinsics leave undefined on purpose.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 // Whoever has AMX has these.
 #define WHIT_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
@@ -69,9 +71,8 @@ template <WeightFormat kFormat>
 WHIT_AVX512 inline void UnpackGroup(const std::byte* group, uint16_t* tile) {
   constexpr GroupLayout kLayout = GroupLayout::Of(kFormat);
   const std::byte* scales = group + kLayout.codes;
-  const auto store = [tile](size_t pair, __m512i values) WHIT_AVX512 {
-    _mm512_store_si512(tile + pair * 2 * kPanelRows, values);
-  };
+  const auto store = [tile](size_t pair, __m512i values)
+                         WHIT_AVX512 { _mm512_store_si512(tile + pair * 2 * kPanelRows, values); };
   __m512 d = LoadScales(scales, 0, kLayout.f32_scales);
   __m512 m = _mm512_setzero_ps();
   if constexpr (kLayout.minimums) m = LoadScales(scales, kLayout.scale_sets, kLayout.f32_scales);

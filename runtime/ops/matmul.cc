@@ -249,7 +249,8 @@ HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationFormat form
   *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
 }
 
-void QuantizeRow(const float* x, size_t columns, ActivationFormat format, Activations::RowCodes row) {
+void QuantizeRow(const float* x, size_t columns, ActivationFormat format,
+                 Activations::RowCodes row) {
   for (size_t begin = 0; begin < columns; begin += kGroupColumns) {
     const float* group = x + begin;
     float padded[kGroupColumns];

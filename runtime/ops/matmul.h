@@ -30,7 +30,8 @@ ActivationFormat PromptActivations();
 //   scales    [group][row]      x = scale * code
 //   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum
 //   multiplies
-// or rounded to bfloat16: [row][columns, padded to whole groups]. Float weights read `floats` instead, the caller's unquantized rows.
+// or rounded to bfloat16: [row][columns, padded to whole groups]. Float weights read `floats`
+// instead, the caller's unquantized rows.
 class Activations {
  public:
   // Where the codes, scale and sum of a row's first group are; those of the next follow at the

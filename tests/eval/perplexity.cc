@@ -16,10 +16,17 @@ namespace whit::eval {
 namespace {
 
 std::vector<Arm> MakeArms() {
-  std::vector<Arm> arms(2, ReferenceArm());
-  arms[0].name = "16-bit activations";
-  arms[1].name = "8-bit activations";
-  arms[1].activations = ActivationFormat::kInt8;
+  std::vector<Arm> arms;
+  const auto add = [&](const char* name, ActivationFormat activations) {
+    arms.push_back(ReferenceArm());
+    arms.back().name = name;
+    arms.back().activations = activations;
+  };
+  add("16-bit activations", ActivationFormat::kInt16);
+  add("8-bit activations", ActivationFormat::kInt8);
+  if (PromptActivations() == ActivationFormat::kBFloat16) {
+    add("bfloat16 activations and weights", ActivationFormat::kBFloat16);
+  }
   return arms;
 }
 

@@ -16,6 +16,12 @@ double RoundToHalf(double x) {
   return std::nearbyint(x / ulp) * ulp;
 }
 
+double RoundToBFloat16(double x) {
+  if (x == 0) return 0;
+  const double ulp = std::ldexp(1.0, std::ilogb(x) - 7);
+  return std::round(x / ulp) * ulp;
+}
+
 // Each 32 elements to multiples of the largest / largest_code.
 void RoundToCodes(int largest_code, std::vector<double>& x) {
   constexpr size_t kGroup = 32;
@@ -125,13 +131,17 @@ ReferenceModel::Matrix ReferenceModel::ReadMatrix(const GgufFile& file, const st
 }
 
 ReferenceModel::Vector ReferenceModel::Multiply(const Matrix& matrix, const Vector& x) const {
+  const bool bfloat16 = matrix.quantized && rounding_ == Rounding::kBFloat16;
   Vector rounded = x;
+  if (bfloat16) std::transform(x.begin(), x.end(), rounded.begin(), RoundToBFloat16);
   if (matrix.quantized && rounding_ == Rounding::k8Bits) RoundToCodes(127, rounded);
   if (matrix.quantized && rounding_ == Rounding::k16Bits) RoundToCodes(127 * 128, rounded);
   Vector out;
   for (const Vector& row : matrix.rows) {
     double sum = 0;
-    for (size_t i = 0; i < row.size(); ++i) sum += row[i] * rounded[i];
+    for (size_t i = 0; i < row.size(); ++i) {
+      sum += (bfloat16 ? RoundToBFloat16(row[i]) : row[i]) * rounded[i];
+    }
     out.push_back(sum);
   }
   return out;

@@ -16,8 +16,9 @@ namespace whit {
 class ReferenceModel {
  public:
   // What Model rounds on purpose: activations that meet a quantized matrix, to 8 or 16 bits with
-  // one scale for 32 columns; keys and values to fp16, after a Hadamard rotation of each head.
-  enum class Rounding { kNone, k8Bits, k16Bits };
+  // one scale for 32 columns, or to bfloat16 as its weights then are; keys and values to fp16,
+  // after a Hadamard rotation of each head.
+  enum class Rounding { kNone, k8Bits, k16Bits, kBFloat16 };
 
   // `file` is a valid llama model.
   ReferenceModel(const GgufFile& file, Rounding rounding);

@@ -22,11 +22,12 @@ struct OwnTable {
   PageTable kv;
 };
 
-absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token, ActivationFormat bits) {
+absl::Span<const float> RunOne(Model& model, PageTable& kv, int32_t token,
+                               ActivationFormat activations) {
   return model.Forward({ForwardSlice{.tokens = absl::MakeConstSpan(&token, 1),
                                      .first_position = kv.num_tokens(),
                                      .kv = &kv,
-                                     .activations = bits}});
+                                     .activations = activations}});
 }
 
 }  // namespace
@@ -60,8 +61,9 @@ std::vector<std::vector<float>> TinyRuntime::ReferenceLogits(const std::vector<i
   OwnTable table(*model);
   std::vector<std::vector<float>> rows;
   for (size_t i = 0; i + 1 < tokens.size(); ++i) {
-    const absl::Span<const float> logits = RunOne(
-        *model, table.kv, tokens[i], i < prompt_tokens ? PromptActivations() : ActivationFormat::kInt16);
+    const absl::Span<const float> logits =
+        RunOne(*model, table.kv, tokens[i],
+               i < prompt_tokens ? PromptActivations() : ActivationFormat::kInt16);
     rows.emplace_back(logits.begin(), logits.end());
   }
   return rows;

@@ -117,18 +117,28 @@ std::vector<double> RowErrors(const std::vector<float>& logits,
   return errors;
 }
 
+ReferenceModel::Rounding RoundingOf(ActivationFormat activations) {
+  switch (activations) {
+    case ActivationFormat::kInt8:
+      return ReferenceModel::Rounding::k8Bits;
+    case ActivationFormat::kInt16:
+      return ReferenceModel::Rounding::k16Bits;
+    case ActivationFormat::kBFloat16:
+      return ReferenceModel::Rounding::kBFloat16;
+  }
+  return ReferenceModel::Rounding::kNone;
+}
+
 // Sorted errors of several short sequences, run together, against the reference with the same
 // rounding of activations.
-std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationFormat bits) {
-  const ReferenceModel reference(*fixture.file, bits == ActivationFormat::kInt8
-                                                    ? ReferenceModel::Rounding::k8Bits
-                                                    : ReferenceModel::Rounding::k16Bits);
+std::vector<double> ErrorsAgainstReference(const Fixture& fixture, ActivationFormat activations) {
+  const ReferenceModel reference(*fixture.file, RoundingOf(activations));
   std::vector<Sequence> sequences;
   std::vector<ForwardSlice> slices;
   std::vector<std::vector<double>> expected;
   for (uint32_t seed = 0; seed < 12; ++seed) {
     const std::vector<int32_t> tokens = RandomTokens(4, seed);
-    sequences.emplace_back(fixture, tokens, RunOptions{.activations = bits});
+    sequences.emplace_back(fixture, tokens, RunOptions{.activations = activations});
     for (std::vector<double>& row : reference.Forward(tokens)) expected.push_back(std::move(row));
   }
   for (Sequence& sequence : sequences) slices.push_back(sequence.Next(4));
@@ -144,9 +154,11 @@ void ExpectMatchesReference(const GgufWriter& writer) {
   // Now and then an activation lies so close to the middle of two codes that float and double round
   // it apart. With 8 bits that shows: from there on a sequence's errors are of the size of the
   // rounding itself, some per cent. But most rows of short sequences see no such accident.
-  const std::vector<double> coarse = ErrorsAgainstReference(fixture, ActivationFormat::kInt8);
-  EXPECT_LT(coarse[coarse.size() / 2], 5e-3);
-  EXPECT_LT(coarse.back(), 0.3);
+  for (ActivationFormat coarse : {ActivationFormat::kInt8, PromptActivations()}) {
+    const std::vector<double> errors = ErrorsAgainstReference(fixture, coarse);
+    EXPECT_LT(errors[errors.size() / 2], 5e-3) << static_cast<int>(coarse);
+    EXPECT_LT(errors.back(), 0.3) << static_cast<int>(coarse);
+  }
 }
 
 class ModelTypeTest : public testing::TestWithParam<TensorType> {};
@@ -237,8 +249,9 @@ TEST(ModelTest, APromptMayBeCutAnywhereIfNothingLeavesTheRing) {
   const Fixture fixture(TinyModelOptions{});
   const std::vector<int32_t> tokens = RandomTokens(100, 2);
   ForEachSimdTarget([&] {
-    for (ActivationFormat bits : {ActivationFormat::kInt8, ActivationFormat::kInt16}) {
-      const RunOptions options = {.activations = bits};
+    for (ActivationFormat activations :
+         {ActivationFormat::kInt8, ActivationFormat::kInt16, PromptActivations()}) {
+      const RunOptions options = {.activations = activations};
       const std::vector<float> whole = RunInChunks(fixture, tokens, 100, options);
       for (int chunk : {1, 5, 16, 33}) {
         EXPECT_EQ(RunInChunks(fixture, tokens, chunk, options), whole) << "chunks of " << chunk;
@@ -261,7 +274,7 @@ TEST(ModelTest, ALongPromptMayBeCutAtBlocks) {
 
 TEST(ModelTest, ASequenceDoesNotSeeItsNeighbours) {
   const RunOptions options[] = {{},
-                                {.activations = ActivationFormat::kInt8},
+                                {.activations = PromptActivations()},
                                 {.policy = "static:K4V4"},
                                 {.policy = "random:K2V2=1,K4V2=1,K8V8=1"}};
   for (TensorType type : {TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kF16}) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hwy/aligned_allocator.h"
+#include "runtime/ops/half.h"
 #include "tests/unit/support/simd_targets.h"
 
 namespace whit {
@@ -73,26 +74,33 @@ struct RandomActivations {
     activations.Reset(rows, columns);
     activations.SetFloats(floats.data(), columns);
     for (size_t row = 0; row < rows; ++row) {
-      activations.SetRow(row, floats.data() + row * columns, Bits(row));
+      activations.SetRow(row, floats.data() + row * columns, Format(row));
     }
   }
-  // Rows of both kinds, in runs of three.
-  static ActivationFormat Bits(size_t row) {
-    return row / 3 % 2 == 0 ? ActivationFormat::kInt8 : ActivationFormat::kInt16;
+  // Rows of all formats that this machine can multiply, in runs of 3, 3 and 38.
+  static ActivationFormat Format(size_t row) {
+    const size_t place = row % 44;
+    if (place < 3) return ActivationFormat::kInt8;
+    return place < 6 ? ActivationFormat::kInt16 : PromptActivations();
   }
   std::vector<float> floats;
   Activations activations;
 };
 
-// Sum of |x * w|: what float rounding is relative to.
-double Magnitude(const RandomActivations& a, size_t row, const PackedMatrix& w, size_t weight_row) {
+// What the kernels may be off by: float rounding, relative to the sum of |x * w|.
+double Tolerance(const RandomActivations& a, size_t row, const PackedMatrix& w, size_t weight_row) {
   std::vector<float> weights(w.columns);
   w.UnpackRow(weight_row, weights.data());
-  double sum = 0;
+  double sum = 0, largest = 0;
   for (size_t c = 0; c < w.columns; ++c) {
-    sum += std::abs(double{weights[c]} * a.floats[row * w.columns + c]);
+    const double product = std::abs(double{weights[c]} * a.floats[row * w.columns + c]);
+    sum += product;
+    largest = std::max(largest, product);
   }
-  return sum;
+  // A minimum adds 8 or 16 times the weight's own size before it cancels.
+  const double floats = 3e-6 * (1 + 16 * sum);
+  // A weight in the middle of two numbers of bfloat16 is rounded to either.
+  return a.activations.format(row) == ActivationFormat::kBFloat16 ? floats + largest / 256 : floats;
 }
 
 TEST(MatMulTest, MatchesReferenceForEveryFormatTargetAndShape) {
@@ -101,10 +109,11 @@ TEST(MatMulTest, MatchesReferenceForEveryFormatTargetAndShape) {
     std::mt19937 rng(7);
     for (WeightFormat format : kFormats) {
       for (size_t weight_rows : {1, 15, 16, 17, 100}) {
-        for (size_t columns : {32, 96, 320, 37}) {
+        for (size_t columns : {32, 96, 320, 37, 1600}) {
           if (IsQuantized(format) && columns % kGroupColumns != 0) continue;
-          for (size_t rows : {1, 2, 5, 130}) {
+          for (size_t rows : {1, 2, 5, 8, 130}) {
             if (rows == 130 && columns != 96) continue;
+            if (columns == 1600 && (rows != 5 || weight_rows != 17)) continue;
             SCOPED_TRACE(testing::Message() << "format " << static_cast<int>(format) << " " << rows
                                             << "x" << columns << "x" << weight_rows);
             const RandomMatrix w(format, weight_rows, columns, rng);
@@ -115,9 +124,7 @@ TEST(MatMulTest, MatchesReferenceForEveryFormatTargetAndShape) {
             for (size_t i = 0; i < rows; ++i) {
               for (size_t j = 0; j < weight_rows; ++j) {
                 const double expected = MatMulReference(a.activations, i, w.matrix, j);
-                // A minimum adds 8 or 16 times the weight's own size before it cancels.
-                ASSERT_NEAR(out[i * weight_rows + j], expected,
-                            3e-6 * (1 + 16 * Magnitude(a, i, w.matrix, j)))
+                ASSERT_NEAR(out[i * weight_rows + j], expected, Tolerance(a, i, w.matrix, j))
                     << i << " " << j;
               }
             }
@@ -140,7 +147,7 @@ TEST(MatMulTest, ARowIsBitwiseTheSameInAnyBatchAndOnAnyNumberOfThreads) {
     for (size_t row : {0, 1, 64, 127, 128, 130}) {
       RandomActivations alone(1, 160, rng);
       alone.activations.SetFloats(batch.floats.data() + row * 160, 160);
-      alone.activations.SetRow(0, batch.floats.data() + row * 160, RandomActivations::Bits(row));
+      alone.activations.SetRow(0, batch.floats.data() + row * 160, RandomActivations::Format(row));
       std::vector<float> out(200);
       MatMul(alone.activations, {{.weights = &w.matrix, .out = out.data(), .stride = 200}}, one);
       EXPECT_EQ(std::memcmp(out.data(), together.data() + row * 200, 200 * sizeof(float)), 0)
@@ -192,6 +199,24 @@ TEST(ActivationsTest, CodesAreTheNearestIntegersOnEveryTarget) {
     float sum = 0;
     for (size_t c = 0; c < 32; ++c) sum += a.scales(2)[0] * a.codes(2)[c];  // 6 real columns
     EXPECT_NEAR(a.sums(2)[0], sum, 1e-4f);
+  });
+}
+
+TEST(ActivationsTest, BFloat16IsTheNearestOnEveryTarget) {
+  if (PromptActivations() != ActivationFormat::kBFloat16) {
+    GTEST_SKIP() << "this CPU has no tiles of bfloat16 (AMX)";
+  }
+  ForEachSimdTarget([] {
+    std::vector<float> x(70);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i)) * 3.0f;
+    Activations a(2, 70);
+    a.Reset(2, 70);
+    a.SetRow(1, x.data(), ActivationFormat::kBFloat16);
+    for (size_t c = 0; c < 70; ++c) {
+      EXPECT_EQ(a.bfloat16_row(1)[c], FloatToBFloat16(x[c]));
+      EXPECT_NEAR(BFloat16ToFloat(a.bfloat16_row(1)[c]), x[c], std::abs(x[c]) / 256) << c;
+    }
+    for (size_t c = 70; c < 96; ++c) EXPECT_EQ(a.bfloat16_row(1)[c], 0);
   });
 }
 
