@@ -46,6 +46,10 @@ void Grow(std::vector<float>& buffer, size_t size) {
   if (buffer.size() < size) buffer.resize(size);
 }
 
+hwy::AlignedFreeUniquePtr<float[]> AllocateRows(size_t columns) {
+  return hwy::AllocateAligned<float>(Model::kMaxForwardTokens * columns);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file, ThreadPool& pool) {
@@ -64,6 +68,11 @@ Model::Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPo
                         .num_kv_heads = config_.num_kv_heads,
                         .head_dim = config_.head_dim,
                         .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))}),
+      hidden_(AllocateRows(config_.hidden_size)),
+      normed_(AllocateRows(config_.hidden_size)),
+      qkv_(AllocateRows(qkv_stride())),
+      attended_(AllocateRows(config_.query_size())),
+      gate_up_(AllocateRows(gate_up_stride())),
       activations_(kMaxForwardTokens,
                    std::max({config_.hidden_size, config_.ffn_size, config_.query_size()})),
       queries_(attention_shape_, kMaxForwardTokens) {}
@@ -130,12 +139,11 @@ void Model::CutIntoRounds(absl::Span<const ForwardSlice> slices) {
 }
 
 void Model::Embed(absl::Span<const ForwardSlice> slices) {
-  Grow(hidden_, size_t{1} * num_tokens_ * config_.hidden_size);
   ForEachSlice(slices, [&](const ForwardSlice& slice, size_t first) {
     pool_.ParallelFor(slice.tokens.size(), kRowGrain, [&](size_t begin, size_t end, int) {
       for (size_t i = begin; i < end; ++i) {
         weights_->embedding.UnpackRow(slice.tokens[i],
-                                      hidden_.data() + (first + i) * config_.hidden_size);
+                                      hidden_.get() + (first + i) * config_.hidden_size);
       }
     });
   });
@@ -163,41 +171,39 @@ void Model::PrepareRope(absl::Span<const ForwardSlice> slices) {
 void Model::AttentionBlock(int layer) {
   const LayerWeights& w = weights_->layers[layer];
   const size_t query = config_.query_size(), kv = config_.kv_size(), stride = qkv_stride();
-  Grow(qkv_, num_tokens_ * stride);
-  Grow(attended_, num_tokens_ * query);
 
   NormalizeInto(w.attention_norm.data(), {});
   MatMul(activations_,
-         {{.weights = &w.query, .out = qkv_.data(), .stride = stride},
-          {.weights = &w.key, .out = qkv_.data() + query, .stride = stride},
-          {.weights = &w.value, .out = qkv_.data() + query + kv, .stride = stride}},
+         {{.weights = &w.query, .out = qkv_.get(), .stride = stride},
+          {.weights = &w.key, .out = qkv_.get() + query, .stride = stride},
+          {.weights = &w.value, .out = qkv_.get() + query + kv, .stride = stride}},
          pool_);
   lap_.EndLap(times_.matmul);
   RotateRows();
   for (const std::vector<Piece>& pieces : rounds_) AttendRound(layer, pieces);
 
   activations_.Reset(num_tokens_, query);
-  activations_.SetFloats(attended_.data(), query);
+  activations_.SetFloats(attended_.get(), query);
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      activations_.SetRow(row, attended_.data() + row * query, activation_formats_[row]);
+      activations_.SetRow(row, attended_.get() + row * query, activation_formats_[row]);
     }
   });
   MatMul(activations_,
          {{.weights = &w.attention_output,
-           .out = hidden_.data(),
+           .out = hidden_.get(),
            .stride = static_cast<size_t>(config_.hidden_size),
            .accumulate = true}},
          pool_);
   if (layer_probe_ == nullptr) return;
   layer_probe_({.layer = layer,
                 .num_rows = num_tokens_,
-                .queries = qkv_.data(),
-                .keys = qkv_.data() + query,
-                .values = qkv_.data() + query + kv,
+                .queries = qkv_.get(),
+                .keys = qkv_.get() + query,
+                .values = qkv_.get() + query + kv,
                 .stride = stride,
-                .attended = attended_.data(),
-                .residual = hidden_.data()});
+                .attended = attended_.get(),
+                .residual = hidden_.get()});
 }
 
 void Model::RotateRows() {
@@ -205,7 +211,7 @@ void Model::RotateRows() {
   const size_t num_heads = config_.num_heads, num_kv_heads = config_.num_kv_heads;
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      float* heads = qkv_.data() + row * qkv_stride();
+      float* heads = qkv_.get() + row * qkv_stride();
       for (size_t head = 0; head < num_heads + num_kv_heads; ++head) {  // keys follow the queries
         RotatePairs(heads + head * head_dim, dims, cosines_.data() + row * dims,
                     sines_.data() + row * dims);
@@ -225,7 +231,7 @@ void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
     const bool observed = FeaturesOf(*piece.slice) != nullptr && layer == config_.num_layers - 1;
     attention_slices_.push_back(
         {.first_row = piece.first_row,
-         .out = attended_.data() + piece.first_row * config_.query_size(),
+         .out = attended_.get() + piece.first_row * config_.query_size(),
          .out_stride = static_cast<size_t>(config_.query_size()),
          .num_tokens = piece.num_tokens,
          .first_position = piece.first_position,
@@ -252,7 +258,7 @@ void Model::Append(int layer, absl::Span<const Piece> pieces) {
       const Piece& piece = pieces[i / heads];
       const size_t head = i % heads;
       const float* keys =
-          qkv_.data() + piece.first_row * stride + config_.query_size() + head * config_.head_dim;
+          qkv_.get() + piece.first_row * stride + config_.query_size() + head * config_.head_dim;
       piece.slice->kv->Append(layer, static_cast<int>(head), piece.num_tokens,
                               {.keys = keys, .values = keys + config_.kv_size(), .stride = stride});
       if (AttentionTally* tally = TallyOf(*piece.slice); tally != nullptr) {
@@ -331,25 +337,24 @@ void Model::SettleHead(int layer, int kv_head, const Piece& piece) const {
 void Model::FeedForwardBlock(int layer) {
   const LayerWeights& w = weights_->layers[layer];
   const size_t ffn = config_.ffn_size, stride = gate_up_stride();
-  Grow(gate_up_, num_tokens_ * stride);
 
   NormalizeInto(w.ffn_norm.data(), {});
   MatMul(activations_,
-         {{.weights = &w.gate, .out = gate_up_.data(), .stride = stride},
-          {.weights = &w.up, .out = gate_up_.data() + ffn, .stride = stride}},
+         {{.weights = &w.gate, .out = gate_up_.get(), .stride = stride},
+          {.weights = &w.up, .out = gate_up_.get() + ffn, .stride = stride}},
          pool_);
   activations_.Reset(num_tokens_, ffn);
-  activations_.SetFloats(gate_up_.data(), stride);
+  activations_.SetFloats(gate_up_.get(), stride);
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      float* gate = gate_up_.data() + row * stride;
+      float* gate = gate_up_.get() + row * stride;
       SiluMultiply(gate, gate + ffn, ffn, gate);
       activations_.SetRow(row, gate, activation_formats_[row]);
     }
   });
   MatMul(activations_,
          {{.weights = &w.down,
-           .out = hidden_.data(),
+           .out = hidden_.get(),
            .stride = static_cast<size_t>(config_.hidden_size),
            .accumulate = true}},
          pool_);
@@ -358,14 +363,13 @@ void Model::FeedForwardBlock(int layer) {
 void Model::NormalizeInto(const float* weight, absl::Span<const int> rows) {
   const size_t hidden = config_.hidden_size;
   const size_t count = rows.empty() ? num_tokens_ : rows.size();
-  Grow(normed_, count * hidden);
   activations_.Reset(count, hidden);
-  activations_.SetFloats(normed_.data(), hidden);
+  activations_.SetFloats(normed_.get(), hidden);
   pool_.ParallelFor(count, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
       const size_t row = rows.empty() ? i : rows[i];
-      float* normed = normed_.data() + i * hidden;
-      RmsNorm(hidden_.data() + row * hidden, weight, config_.rms_norm_epsilon, hidden, normed);
+      float* normed = normed_.get() + i * hidden;
+      RmsNorm(hidden_.get() + row * hidden, weight, config_.rms_norm_epsilon, hidden, normed);
       activations_.SetRow(i, normed, activation_formats_[row]);
     }
   });

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "controller/decision_tally.h"
 #include "controller/precision_policy.h"
+#include "hwy/aligned_allocator.h"
 #include "kvpool/key_means.h"
 #include "kvpool/page_table.h"
 #include "runtime/model/forward_times.h"
@@ -149,14 +150,15 @@ class Model {
   ForwardTimes times_;
   LapTimer lap_;
 
-  // Buffers of one pass, [token][…], grown to the largest pass seen.
+  // Buffers of one pass, [token][…]: those of the matrices for the largest pass, so that memory is
+  // only touched as passes need it; the others grown to the largest pass seen.
   int num_tokens_ = 0;
   std::vector<ActivationFormat> activation_formats_;  // of each token
-  std::vector<float> hidden_;                         // [hidden_size]: the residual stream
-  std::vector<float> normed_;                         // [hidden_size]
-  std::vector<float> qkv_;                            // [query_size + 2 * kv_size]
-  std::vector<float> attended_;                       // [query_size]
-  std::vector<float> gate_up_;                        // [gate_up_stride()]
+  hwy::AlignedFreeUniquePtr<float[]> hidden_;         // [hidden_size]: the residual stream
+  hwy::AlignedFreeUniquePtr<float[]> normed_;         // [hidden_size]
+  hwy::AlignedFreeUniquePtr<float[]> qkv_;            // [query_size + 2 * kv_size]
+  hwy::AlignedFreeUniquePtr<float[]> attended_;       // [query_size]
+  hwy::AlignedFreeUniquePtr<float[]> gate_up_;        // [gate_up_stride()]
   std::vector<float> cosines_;                        // [rope_dims]
   std::vector<float> sines_;                          // [rope_dims]
   std::vector<float> logits_;                         // [row][vocab_size]

@@ -22,7 +22,8 @@
 namespace whit {
 namespace {
 
-static_assert(kPanelRows == amx::kTileRows && kGroupColumns == amx::kTileColumns,
+static_assert(kPanelRows == amx::kTileRows && Activations::kTileRows == amx::kTileRows &&
+                  kGroupColumns == amx::kTileColumns,
               "a panel's group is a tile");
 
 // A panel's groups that are unpacked at once: those of two panels stay in the second-level cache.
@@ -137,22 +138,31 @@ void Unpack(const PackedMatrix& w, size_t panel, size_t first_group, size_t coun
   }
 }
 
-// A tile of sums and where it belongs in the output, which may have fewer rows or columns.
+// A tile of sums and where it belongs in the output, which may lack some of its rows or columns.
 struct OutputTile {
-  float* out;
+  float* out;  // of the tile's first row, whether or not the output has it
   size_t stride;
-  size_t rows;     // at most 16
-  size_t columns;  // likewise
+  size_t first_row;
+  size_t end_row;
+  size_t columns;
 
-  bool full() const { return rows == amx::kTileRows && columns == kPanelRows; }
+  bool whole() const {
+    return first_row == 0 && end_row == amx::kTileRows && columns == kPanelRows;
+  }
+  // Brings rows 2 * i and 2 * i + 1 into the first-level cache, to be written.
+  void Prefetch(size_t i) const {
+    if (2 * i >= end_row) return;
+    __builtin_prefetch(out + 2 * i * stride, 1);
+    __builtin_prefetch(out + (2 * i + 1) * stride, 1);
+  }
 };
 
 template <int kTile>
 void BeginSums(const OutputTile& tile, bool keep) {
   if (!keep) return amx::ZeroTile<kTile>();
-  if (tile.full()) return amx::LoadTile<kTile>(tile.out, tile.stride * sizeof(float));
+  if (tile.whole()) return amx::LoadTile<kTile>(tile.out, tile.stride * sizeof(float));
   alignas(64) float sums[amx::kTileRows][kPanelRows] = {};
-  for (size_t row = 0; row < tile.rows; ++row) {
+  for (size_t row = tile.first_row; row < tile.end_row; ++row) {
     std::copy_n(tile.out + row * tile.stride, tile.columns, sums[row]);
   }
   amx::LoadTile<kTile>(sums, amx::kTileRowBytes);
@@ -160,34 +170,40 @@ void BeginSums(const OutputTile& tile, bool keep) {
 
 template <int kTile>
 void EndSums(const OutputTile& tile) {
-  if (tile.full()) return amx::StoreTile<kTile>(tile.out, tile.stride * sizeof(float));
+  if (tile.whole()) return amx::StoreTile<kTile>(tile.out, tile.stride * sizeof(float));
   alignas(64) float sums[amx::kTileRows][kPanelRows];
   amx::StoreTile<kTile>(sums, amx::kTileRowBytes);
-  for (size_t row = 0; row < tile.rows; ++row) {
+  for (size_t row = tile.first_row; row < tile.end_row; ++row) {
     std::copy_n(sums[row], tile.columns, tile.out + row * tile.stride);
   }
 }
 
-// 16 or 32 rows of activations against `groups` groups of one or two unpacked panels. Tiles 0 to 3
-// are sums, row by row of them; 4 and 5 activations, 6 and 7 weights.
+// One or two tiles of rows against `groups` groups of one or two unpacked panels. Tiles 0 to 3 are
+// sums, row by row of them; 4 and 5 activations, 6 and 7 weights.
 template <bool kTwoRows, bool kTwoPanels>
-void MultiplyBlock(const uint16_t* rows, size_t row_bytes, const UnpackedPanel* panels,
-                   size_t groups, const OutputTile (&tiles)[2][2], bool keep) {
+void MultiplyBlock(const uint16_t* const (&rows)[2], const UnpackedPanel* panels, size_t groups,
+                   const OutputTile (&tiles)[2][2], bool keep) {
   BeginSums<0>(tiles[0][0], keep);
   if (kTwoPanels) BeginSums<1>(tiles[0][1], keep);
   if (kTwoRows) BeginSums<2>(tiles[1][0], keep);
   if (kTwoRows && kTwoPanels) BeginSums<3>(tiles[1][1], keep);
-  const uint16_t* second_rows = rows + amx::kTileRows * row_bytes / sizeof(uint16_t);
   for (size_t g = 0; g < groups; ++g) {
-    amx::LoadTile<6>(panels[0] + g * kTileElements, amx::kTileRowBytes);
-    amx::LoadTile<4>(rows + g * kGroupColumns, row_bytes);
+    const size_t element = g * kTileElements;
+    if (!keep) {
+      tiles[0][0].Prefetch(g);
+      if (kTwoPanels) tiles[0][1].Prefetch(g);
+      if (kTwoRows) tiles[1][0].Prefetch(g);
+      if (kTwoRows && kTwoPanels) tiles[1][1].Prefetch(g);
+    }
+    amx::LoadTile<6>(panels[0] + element, amx::kTileRowBytes);
+    amx::LoadTile<4>(rows[0] + element, amx::kTileRowBytes);
     amx::MultiplyTiles<0, 4, 6>();
     if (kTwoPanels) {
-      amx::LoadTile<7>(panels[1] + g * kTileElements, amx::kTileRowBytes);
+      amx::LoadTile<7>(panels[1] + element, amx::kTileRowBytes);
       amx::MultiplyTiles<1, 4, 7>();
     }
     if (kTwoRows) {
-      amx::LoadTile<5>(second_rows + g * kGroupColumns, row_bytes);
+      amx::LoadTile<5>(rows[1] + element, amx::kTileRowBytes);
       amx::MultiplyTiles<2, 5, 6>();
       if (kTwoPanels) amx::MultiplyTiles<3, 5, 7>();
     }
@@ -205,32 +221,36 @@ void MultiplyPanelsAmx(const Activations& a, size_t row0, size_t rows, const Mat
   const PackedMatrix& w = *output.weights;
   const amx::Tiles configured;
   alignas(64) UnpackedPanel panels[2];
-  const size_t row_bytes = a.groups() * kGroupColumns * sizeof(uint16_t);
-  constexpr size_t kBlockRows = 2 * amx::kTileRows;
+  // Tiles of rows lie at multiples of 16: the first and the last may have rows of others.
+  const size_t first_tile = row0 / amx::kTileRows;
+  const size_t end_tile = (row0 + rows + amx::kTileRows - 1) / amx::kTileRows;
+  const auto output_tile = [&](size_t tile, size_t panel) {
+    const size_t first = tile * amx::kTileRows, column = panel * kPanelRows;
+    return OutputTile{.out = output.out + first * output.stride + column,
+                      .stride = output.stride,
+                      .first_row = std::max(row0, first) - first,
+                      .end_row = std::min(row0 + rows, first + amx::kTileRows) - first,
+                      .columns = std::min(kPanelRows, w.rows - column)};
+  };
   for (size_t panel = begin; panel < end; panel += 2) {
     const bool two_panels = panel + 1 < end;
     for (size_t g = 0; g < w.groups(); g += kGroupsAtOnce) {
       const size_t groups = std::min(kGroupsAtOnce, w.groups() - g);
-      Unpack(w, panel, g, groups, panels[0]);
-      if (two_panels) Unpack(w, panel + 1, g, groups, panels[1]);
-      const bool keep = output.accumulate || g > 0;
-      for (size_t row = 0; row < rows; row += kBlockRows) {
-        const bool two_rows = row + amx::kTileRows < rows;
-        OutputTile tiles[2][2];
-        for (size_t i = 0; i < 2; ++i) {
-          for (size_t j = 0; j < 2; ++j) {
-            const size_t tile_row = row + i * amx::kTileRows, column = (panel + j) * kPanelRows;
-            tiles[i][j] = {.out = output.out + (row0 + tile_row) * output.stride + column,
-                           .stride = output.stride,
-                           .rows = std::min(amx::kTileRows, rows - std::min(rows, tile_row)),
-                           .columns = std::min(kPanelRows, w.rows - std::min(w.rows, column))};
-          }
-        }
-        const uint16_t* from = a.bfloat16_row(row0 + row) + g * kGroupColumns;
+      for (size_t i = 0; i < (two_panels ? 2 : 1); ++i) {
+        Unpack(w, panel + i, g, groups, panels[i]);
+      }
+      for (size_t tile = first_tile; tile < end_tile; tile += 2) {
+        const bool two_rows = tile + 1 < end_tile;
+        const size_t next_tile = two_rows ? tile + 1 : tile;
+        const size_t next_panel = two_panels ? panel + 1 : panel;
+        const uint16_t* const from[2] = {a.bfloat16_tile(tile, g), a.bfloat16_tile(next_tile, g)};
+        const OutputTile tiles[2][2] = {
+            {output_tile(tile, panel), output_tile(tile, next_panel)},
+            {output_tile(next_tile, panel), output_tile(next_tile, next_panel)}};
         const auto multiply =
             two_rows ? (two_panels ? MultiplyBlock<true, true> : MultiplyBlock<true, false>)
                      : (two_panels ? MultiplyBlock<false, true> : MultiplyBlock<false, false>);
-        multiply(from, row_bytes, panels, groups, tiles, keep);
+        multiply(from, panels, groups, tiles, output.accumulate || g > 0);
       }
     }
   }

@@ -266,18 +266,25 @@ void QuantizeRow(const float* x, size_t columns, ActivationFormat format,
   }
 }
 
-// As FloatToBFloat16 does.
-void RoundRow(const float* HWY_RESTRICT x, size_t columns, uint16_t* HWY_RESTRICT to) {
+// Groups of a row, rounded as FloatToBFloat16 does, `stride` apart.
+void RoundRow(const float* HWY_RESTRICT x, size_t columns, size_t stride,
+              uint16_t* HWY_RESTRICT to) {
   const DF df;
   const hn::Rebind<uint32_t, DF> du;
   const hn::Rebind<uint16_t, DF> du16;
-  size_t i = 0;
-  for (; i + hn::Lanes(df) <= columns; i += hn::Lanes(df)) {
-    const auto bits = hn::Add(hn::BitCast(du, hn::LoadU(df, x + i)), hn::Set(du, 0x8000));
-    const auto high = hn::BitCast(hn::Rebind<int32_t, DF>(), hn::ShiftRight<16>(bits));
-    hn::StoreU(hn::DemoteTo(du16, high), du16, to + i);
+  for (size_t begin = 0; begin < columns; begin += kGroupColumns, to += stride) {
+    const float* group = x + begin;
+    float padded[kGroupColumns];
+    if (columns - begin < kGroupColumns) {
+      std::fill(std::copy(group, x + columns, padded), std::end(padded), 0.0f);
+      group = padded;
+    }
+    for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
+      const auto bits = hn::Add(hn::BitCast(du, hn::LoadU(df, group + i)), hn::Set(du, 0x8000));
+      const auto high = hn::BitCast(hn::Rebind<int32_t, DF>(), hn::ShiftRight<16>(bits));
+      hn::StoreU(hn::DemoteTo(du16, high), du16, to + i);
+    }
   }
-  for (; i < columns; ++i) to[i] = FloatToBFloat16(x[i]);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -299,9 +306,6 @@ HWY_EXPORT(RoundRow);
 // first kPrefetchBytes of each are not fetched ahead.
 constexpr size_t kMinChunkBytes = 8192;
 constexpr size_t kChunksPerThread = 2;
-
-// Rows that a tile has at most, one of which is a row of activations.
-constexpr size_t kTileRowsBehind = 15;
 
 // Panels [begin, end) of one output for all rows: those of one format after another.
 void MultiplyRows(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
@@ -334,8 +338,8 @@ Activations::Activations(size_t max_rows, size_t max_columns) {
   scales_ = hwy::AllocateAligned<float>(max_rows * groups);
   sums_ = hwy::AllocateAligned<float>(max_rows * groups);
   if (DetectCpuExtension() == CpuExtension::kAmx) {
-    bfloat16_ =
-        hwy::AllocateAligned<uint16_t>((max_rows + kTileRowsBehind) * groups * kGroupColumns);
+    const size_t tiles = (max_rows + kTileRows - 1) / kTileRows;
+    bfloat16_ = hwy::AllocateAligned<uint16_t>(tiles * kTileRows * groups * kGroupColumns);
   }
 }
 
@@ -348,9 +352,11 @@ void Activations::Reset(size_t rows, size_t columns) {
 void Activations::SetRow(size_t row, const float* x, ActivationFormat format) {
   formats_[row] = format;
   if (format == ActivationFormat::kBFloat16) {
-    uint16_t* to = bfloat16_.get() + row * groups() * kGroupColumns;
-    HWY_DYNAMIC_DISPATCH(RoundRow)(x, columns_, to);
-    std::fill(to + columns_, to + groups() * kGroupColumns, uint16_t{0});
+    constexpr size_t kTileElements = kTileRows * kGroupColumns;
+    HWY_DYNAMIC_DISPATCH(RoundRow)
+    (x, columns_, kTileElements,
+     bfloat16_.get() + row / kTileRows * groups() * kTileElements +
+         row % kTileRows * kGroupColumns);
     return;
   }
   HWY_DYNAMIC_DISPATCH(QuantizeRow)
@@ -398,7 +404,7 @@ double MatMulReference(const Activations& activations, size_t row, const PackedM
     if (!IsQuantized(weights.format)) {
       sum += double{activations.float_row(row)[c]} * w[c];
     } else if (activations.format(row) == ActivationFormat::kBFloat16) {
-      sum += double{BFloat16ToFloat(activations.bfloat16_row(row)[c])} *
+      sum += double{BFloat16ToFloat(activations.bfloat16(row, c))} *
              BFloat16ToFloat(FloatToBFloat16(w[c]));
     } else {
       double x = activations.codes(g)[i];

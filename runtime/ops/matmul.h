@@ -30,10 +30,14 @@ ActivationFormat PromptActivations();
 //   scales    [group][row]      x = scale * code
 //   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum
 //   multiplies
-// or rounded to bfloat16: [row][columns, padded to whole groups]. Float weights read `floats`
+// or rounded to bfloat16, as the tiles of AMX are loaded: [row / 16][group][row % 16][32].
+// Float weights read `floats`
 // instead, the caller's unquantized rows.
 class Activations {
  public:
+  // Rows of a tile of bfloat16.
+  static constexpr size_t kTileRows = 16;
+
   // Where the codes, scale and sum of a row's first group are; those of the next follow at the
   // strides.
   struct RowCodes {
@@ -68,8 +72,14 @@ class Activations {
   }
   const float* scales(size_t group) const { return scales_.get() + group * rows_; }
   const float* sums(size_t group) const { return sums_.get() + group * rows_; }
-  const uint16_t* bfloat16_row(size_t row) const {
-    return bfloat16_.get() + row * groups() * kGroupColumns;
+  // The first of 16 rows of bfloat16.
+  const uint16_t* bfloat16_tile(size_t tile, size_t group) const {
+    return bfloat16_.get() + (tile * groups() + group) * kTileRows * kGroupColumns;
+  }
+  uint16_t bfloat16(size_t row, size_t column) const {
+    return bfloat16_tile(
+        row / kTileRows,
+        column / kGroupColumns)[row % kTileRows * kGroupColumns + column % kGroupColumns];
   }
   const float* float_row(size_t row) const { return floats_ + row * float_stride_; }
 
@@ -81,8 +91,7 @@ class Activations {
   hwy::AlignedFreeUniquePtr<int8_t[]> low_codes_;
   hwy::AlignedFreeUniquePtr<float[]> scales_;
   hwy::AlignedFreeUniquePtr<float[]> sums_;
-  // With room for a tile's rows behind the last row; null where no CPU extension reads it.
-  hwy::AlignedFreeUniquePtr<uint16_t[]> bfloat16_;
+  hwy::AlignedFreeUniquePtr<uint16_t[]> bfloat16_;  // null where no CPU extension reads it
   const float* floats_ = nullptr;
   size_t float_stride_ = 0;
 };

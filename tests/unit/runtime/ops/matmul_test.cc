@@ -213,10 +213,10 @@ TEST(ActivationsTest, BFloat16IsTheNearestOnEveryTarget) {
     a.Reset(2, 70);
     a.SetRow(1, x.data(), ActivationFormat::kBFloat16);
     for (size_t c = 0; c < 70; ++c) {
-      EXPECT_EQ(a.bfloat16_row(1)[c], FloatToBFloat16(x[c]));
-      EXPECT_NEAR(BFloat16ToFloat(a.bfloat16_row(1)[c]), x[c], std::abs(x[c]) / 256) << c;
+      EXPECT_EQ(a.bfloat16(1, c), FloatToBFloat16(x[c]));
+      EXPECT_NEAR(BFloat16ToFloat(a.bfloat16(1, c)), x[c], std::abs(x[c]) / 256) << c;
     }
-    for (size_t c = 70; c < 96; ++c) EXPECT_EQ(a.bfloat16_row(1)[c], 0);
+    for (size_t c = 70; c < 96; ++c) EXPECT_EQ(a.bfloat16(1, c), 0);
   });
 }
 
