@@ -28,6 +28,10 @@ static_assert(kPanelRows == amx::kTileRows && Activations::kTileRows == amx::kTi
 
 // A panel's groups that are unpacked at once: those of two panels stay in the second-level cache.
 constexpr size_t kGroupsAtOnce = 48;
+
+// How far ahead of unpacking a panel's groups are fetched; panels follow each other in memory.
+constexpr size_t kPrefetchBytes = 16384;
+
 constexpr size_t kTileElements = amx::kTileBytes / sizeof(uint16_t);
 
 // [group][16 pairs of columns][16 rows of the panel][2], bfloat16.
@@ -108,8 +112,12 @@ WHIT_AVX512 inline void UnpackGroup(const std::byte* group, uint16_t* tile) {
 
 template <WeightFormat kFormat>
 WHIT_AVX512 void UnpackGroups(const std::byte* group, size_t count, uint16_t* tiles) {
-  for (size_t g = 0; g < count; ++g) {
-    UnpackGroup<kFormat>(group + g * GroupLayout::Of(kFormat).bytes, tiles + g * kTileElements);
+  constexpr size_t kBytes = GroupLayout::Of(kFormat).bytes;
+  for (size_t g = 0; g < count; ++g, group += kBytes) {
+    for (size_t line = 0; line < kBytes; line += 64) {
+      __builtin_prefetch(group + kPrefetchBytes + line);
+    }
+    UnpackGroup<kFormat>(group, tiles + g * kTileElements);
   }
 }
 
