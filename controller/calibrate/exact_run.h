@@ -26,7 +26,7 @@ absl::StatusOr<std::unique_ptr<PagePool>> PoolForOneSequence(const ModelConfig& 
 absl::Status RunExactly(
     Model& model, absl::Span<const int32_t> tokens, PageTable& kv, ForwardSlice::Logits logits,
     absl::FunctionRef<void(int first, int count, absl::Span<const float> logits)> after_pass,
-    ActivationFormat activations = ActivationFormat::kInt8);
+    ActivationFormat activations = PromptActivations());
 
 }  // namespace whit
 
