@@ -10,7 +10,7 @@
 namespace whit {
 namespace {
 
-// Longer than either engine's threads spin after their last loop.
+// Longer than the threads of any engine in this process spin after their last loop.
 constexpr absl::Duration kSettle = absl::Milliseconds(20);
 
 // Seconds of one decode step or of the prefill.
@@ -27,26 +27,6 @@ absl::Status Prepare(const Workload& workload, Runner& runner) {
   return runner.Prepare(workload.sequences, workload.tokens);
 }
 
-// The fastest peer at this workload; nullptr if there is none.
-absl::StatusOr<Runner*> FastestPeer(const Workload& workload, int steps,
-                                    absl::Span<Runner* const> peers) {
-  Runner* fastest = nullptr;
-  double least = std::numeric_limits<double>::infinity();
-  for (Runner* peer : peers) {
-    if (absl::Status s = Prepare(workload, *peer); !s.ok()) return s;
-    // The first run is the warm-up.
-    for (int run = 0; run < 2; ++run) {
-      absl::StatusOr<double> seconds = RunOnce(workload, steps, *peer);
-      if (!seconds.ok()) return seconds.status();
-      if (run == 1 && *seconds < least) {
-        least = *seconds;
-        fastest = peer;
-      }
-    }
-  }
-  return fastest;
-}
-
 // Multiplications and additions with weights of one decode step or of the prefill.
 double WeightOps(const Workload& workload, const ModelConfig& config) {
   const double layer = 2.0 * config.hidden_size * (config.query_size() + config.kv_size()) +
@@ -56,6 +36,12 @@ double WeightOps(const Workload& workload, const ModelConfig& config) {
   const double rows = prefill ? workload.tokens : workload.sequences;
   const double logits = prefill ? 1 : workload.sequences;
   return 2 * (config.num_layers * layer * rows + output * logits);
+}
+
+// A run at the workload's depth.
+absl::StatusOr<double> PrepareAndRun(const Workload& workload, int steps, Runner& runner) {
+  if (absl::Status s = Prepare(workload, runner); !s.ok()) return s;
+  return RunOnce(workload, steps, runner);
 }
 
 }  // namespace
@@ -72,13 +58,36 @@ std::vector<Workload> AllWorkloads() {
   };
 }
 
+absl::StatusOr<const Peer::Candidate*> FastestCandidate(const Workload& workload, int steps,
+                                                        const Peer& peer) {
+  const Peer::Candidate* fastest = nullptr;
+  double least = std::numeric_limits<double>::infinity();
+  for (const Peer::Candidate& candidate : peer.candidates) {
+    absl::StatusOr<double> warm_up = PrepareAndRun(workload, steps, *candidate.runner);
+    if (!warm_up.ok()) return warm_up.status();
+    absl::StatusOr<double> seconds = PrepareAndRun(workload, steps, *candidate.runner);
+    if (!seconds.ok()) return seconds.status();
+    if (*seconds < least) {
+      least = *seconds;
+      fastest = &candidate;
+    }
+  }
+  return fastest;
+}
+
 absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementOptions& options,
-                                    WhitRunner& whit, absl::Span<Runner* const> peers,
+                                    WhitRunner& whit, absl::Span<const Peer> peers,
                                     ReadStream& stream) {
-  absl::StatusOr<Runner*> peer = FastestPeer(workload, options.steps, peers);
-  if (!peer.ok()) return peer.status();
+  std::vector<const Peer::Candidate*> candidates;
+  for (const Peer& peer : peers) {
+    absl::StatusOr<const Peer::Candidate*> fastest =
+        FastestCandidate(workload, options.steps, peer);
+    if (!fastest.ok()) return fastest.status();
+    candidates.push_back(*fastest);
+  }
   const bool decode = workload.kind == Workload::Kind::kDecode;
-  std::vector<double> seconds, peer_seconds, depths;
+  std::vector<double> seconds, depths;
+  std::vector<std::vector<double>> peer_seconds(peers.size());
   double bytes = 0, bytes_per_second = 0;
   for (int run = -1; run < options.repeats; ++run) {  // the first is the warm-up
     if (absl::Status s = Prepare(workload, whit); !s.ok()) return s;
@@ -92,11 +101,13 @@ absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementO
     if (run < 0) {
       seconds.clear();
       depths.clear();
-    } else if (*peer != nullptr) {
-      if (absl::Status s = Prepare(workload, **peer); !s.ok()) return s;
-      absl::StatusOr<double> peer_run = RunOnce(workload, options.steps, **peer);
+      continue;
+    }
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      absl::StatusOr<double> peer_run =
+          PrepareAndRun(workload, options.steps, *candidates[i]->runner);
       if (!peer_run.ok()) return peer_run.status();
-      peer_seconds.push_back(*peer_run);
+      peer_seconds[i].push_back(*peer_run);
     }
   }
 
@@ -108,7 +119,9 @@ absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementO
   const double compute_seconds = WeightOps(workload, whit.config()) / options.int8_ops_per_second;
   m.compute_bound = compute_seconds > read_seconds;
   m.roof_seconds = std::max(compute_seconds, read_seconds);
-  if (!peer_seconds.empty()) m.peer_seconds = Median(peer_seconds);
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    m.peers.push_back({.seconds = Median(peer_seconds[i]), .settings = candidates[i]->settings});
+  }
   return m;
 }
 

@@ -2,13 +2,13 @@
 #ifndef WHIT_TESTS_BENCH_MEASUREMENT_H_
 #define WHIT_TESTS_BENCH_MEASUREMENT_H_
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "tests/bench/peer.h"
 #include "tests/bench/roof.h"
 #include "tests/bench/runner.h"
 #include "tests/bench/whit_runner.h"
@@ -29,14 +29,20 @@ struct Workload {
 // In the order in which they are best run: a runner's single sequence only grows.
 std::vector<Workload> AllWorkloads();
 
+// Of a decode step or of the prefill.
+struct PeerTime {
+  double seconds = 0;
+  std::string settings;  // that were the fastest
+};
+
 // One workload, measured.
 struct Measurement {
   Workload workload;
-  double seconds = 0;          // of a decode step or of the prefill
-  double depth = 0;            // tokens that a decode step attended to, on average
-  double roof_seconds = 0;     // what the machine needs at least
-  bool compute_bound = false;  // the roof is the int8 rate, not the memory's
-  std::optional<double> peer_seconds;
+  double seconds = 0;           // of a decode step or of the prefill
+  double depth = 0;             // tokens that a decode step attended to, on average
+  double roof_seconds = 0;      // what the machine needs at least
+  bool compute_bound = false;   // the roof is the int8 rate, not the memory's
+  std::vector<PeerTime> peers;  // in the order of those given
 
   double TokensPerSecond(double of_seconds) const { return workload.TokensPerRun(1) / of_seconds; }
 };
@@ -47,14 +53,17 @@ struct MeasurementOptions {
   double int8_ops_per_second = 0;
 };
 
-// Medians of `repeats` runs. Whit and the peer take turns, and while one runs the other is idle:
-// what a neighbour on the machine takes, it takes from both. Of several `peers` (the same engine
-// with other settings) the one that is fastest in a first run is compared with. The roof is the
-// larger of two times: to read the step's weights and KV pages at the rate at which the machine
-// streams a buffer of just that size, and to do the weights' multiplications and additions at the
-// int8 rate.
+// The settings with which a peer is fastest in a run after its first one.
+absl::StatusOr<const Peer::Candidate*> FastestCandidate(const Workload& workload, int steps,
+                                                        const Peer& peer);
+
+// Medians of `repeats` runs. Whit and the peers take turns, and while one runs the others are idle:
+// what a neighbour on the machine takes, it takes from all. Each peer runs with its fastest
+// candidate. The roof is the larger of two times: to read the step's weights and KV pages at the
+// rate at which the machine streams a buffer of just that size, and to do the weights'
+// multiplications and additions at the int8 rate.
 absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementOptions& options,
-                                    WhitRunner& whit, absl::Span<Runner* const> peers,
+                                    WhitRunner& whit, absl::Span<const Peer> peers,
                                     ReadStream& stream);
 
 }  // namespace whit

@@ -4,8 +4,19 @@
 
 #include <optional>
 #include <string>
+#include <vector>
+
+#include "absl/types/span.h"
 
 namespace whit {
+
+struct PeerFigure {
+  std::string name;
+  double value = 0;
+  // How many times the peer's speed: above 1, Whit is faster, also where less is better.
+  double ratio = 0;
+  std::string settings;  // of the peer; empty: there is no choice
+};
 
 struct Row {
   std::string name;
@@ -15,11 +26,14 @@ struct Row {
   // "int8".
   std::optional<double> roof_share = std::nullopt;
   std::string roof = {};
-  std::string peer = {};  // empty: not compared
-  std::optional<double> peer_value = std::nullopt;
-  // How many times the peer's speed: above 1, Whit is faster, also where less is better.
-  std::optional<double> ratio = std::nullopt;
+  std::vector<PeerFigure> peers = {};
 };
+
+// One JSON object.
+std::string JsonLine(const Row& row);
+// A line of the table, and what stands above its columns.
+std::string TableLine(const Row& row);
+std::string TableHeader(absl::Span<const std::string> peers);
 
 class Report {
  public:
@@ -27,7 +41,7 @@ class Report {
 
   // A line for people; nothing in JSON.
   void Note(const std::string& line) const;
-  void Header() const;
+  void Header(absl::Span<const std::string> peers) const;
   void Print(const Row& row) const;
 
  private:

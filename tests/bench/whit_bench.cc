@@ -16,10 +16,9 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "runtime/ops/thread_pool.h"
-#include "tests/bench/llama_library.h"
-#include "tests/bench/llama_runner.h"
 #include "tests/bench/measurement.h"
 #include "tests/bench/neighbour_load.h"
+#include "tests/bench/peer.h"
 #include "tests/bench/report.h"
 #include "tests/bench/roof.h"
 #include "tests/bench/whit_runner.h"
@@ -36,9 +35,18 @@ constexpr char kDescription[] =
     "weights and KV pages, at the rate measured for a buffer of the same size; nor can anything "
     "be\n"
     "faster than its multiplications with weights at the measured int8 rate (attention's are not\n"
-    "counted). With --peer, llama.cpp runs the same work on the same file, in turns with Whit, "
+    "counted). With --peer other engines run the same work on the same model, in turns with Whit, "
+    "as\n"
+    "many threads each, with those of their settings that are fastest for the row; beside each "
+    "figure\n"
+    "stand Whit's speed as a multiple of it and the settings. Of llama.cpp the C API is timed, "
     "with\n"
-    "or without flash attention, whichever is faster; with --versus Whit itself does, at another\n"
+    "or without flash attention; of OpenVINO GenAI (continuous batching; bf16 or f32 matrix "
+    "products,\n"
+    "KV u8 or f16) and vLLM (bf16 weights, or 4 bits in AWQ's form) the steps of their own loops, "
+    "with\n"
+    "sampling, in processes that are stopped while others run. Depth is reached before timing: no\n"
+    "decode figure has a prompt in it. With --versus, Whit itself is compared with at another\n"
     "precision.";
 
 // The slope between two decode rows, in microseconds per token of depth.
@@ -53,7 +61,7 @@ struct Options {
   std::string kv_policy = PrecisionPolicySpec().ToString();
   std::string kv_policy_file;
   std::vector<std::string> only;
-  bool peer = false;
+  std::string peers;  // names as ParsePeerNames takes them; empty: none
   std::string versus;
   std::string peer_directory = "build/peer";
   std::string peer_kv = "f16";
@@ -80,39 +88,6 @@ std::vector<Workload> WantedWorkloads(const std::set<std::string>& wanted) {
   return workloads;
 }
 
-// What Whit is compared with.
-struct Peer {
-  std::unique_ptr<LlamaLibrary> library;
-  LlamaModelPtr model{nullptr, nullptr};
-  std::vector<std::unique_ptr<Runner>> runners;  // with the settings to choose from
-  std::string name;                              // empty: no peer
-};
-
-absl::StatusOr<Peer> LoadLlama(const Options& options, const ModelConfig& config, int max_depth) {
-  Peer peer;
-  absl::StatusOr<std::unique_ptr<LlamaLibrary>> library =
-      LlamaLibrary::Load(options.peer_directory);
-  if (!library.ok()) return library.status();
-  absl::StatusOr<int32_t> kv_type = ParseLlamaKvType(options.peer_kv);
-  if (!kv_type.ok()) return kv_type.status();
-  peer.library = *std::move(library);
-  absl::StatusOr<LlamaModelPtr> model = LoadLlamaModel(*peer.library, options.model);
-  if (!model.ok()) return model.status();
-  peer.model = *std::move(model);
-  for (bool flash_attention : {true, false}) {
-    if (!flash_attention && options.peer_kv != "f16") continue;  // it quantizes V only with it
-    peer.runners.push_back(
-        std::make_unique<LlamaRunner>(*peer.library, *peer.model,
-                                      LlamaRunner::Options{.threads = options.threads,
-                                                           .vocab_size = config.vocab_size,
-                                                           .max_depth = max_depth,
-                                                           .kv_type = *kv_type,
-                                                           .flash_attention = flash_attention}));
-  }
-  peer.name = absl::StrCat("llama.cpp, KV ", options.peer_kv);
-  return peer;
-}
-
 absl::StatusOr<std::unique_ptr<WhitRunner>> LoadWhit(const Options& options,
                                                      const std::string& kv_policy,
                                                      int max_kv_tokens, ThreadPool& threads) {
@@ -125,34 +100,51 @@ absl::StatusOr<std::unique_ptr<WhitRunner>> LoadWhit(const Options& options,
                             threads);
 }
 
-absl::StatusOr<Peer> LoadPeer(const Options& options, const ModelConfig& config, int max_kv_tokens,
-                              int max_depth, ThreadPool& threads) {
-  if (options.peer) return LoadLlama(options, config, max_depth);
-  Peer peer;
-  if (options.versus.empty()) return peer;
-  absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
-      LoadWhit(options, options.versus, max_kv_tokens, threads);
-  if (!whit.ok()) return whit.status();
-  peer.runners.push_back(*std::move(whit));
-  peer.name = absl::StrCat("Whit, KV ", options.versus);
-  return peer;
+// What Whit is compared with.
+absl::StatusOr<std::vector<Peer>> LoadPeers(const Options& options, const ModelConfig& config,
+                                            int max_kv_tokens, int max_depth, ThreadPool& threads) {
+  std::vector<Peer> peers;
+  if (!options.versus.empty()) {
+    absl::StatusOr<std::unique_ptr<WhitRunner>> whit =
+        LoadWhit(options, options.versus, max_kv_tokens, threads);
+    if (!whit.ok()) return whit.status();
+    Peer& peer = peers.emplace_back();
+    peer.name = absl::StrCat("Whit, KV ", options.versus);
+    peer.candidates.push_back({.settings = "", .runner = *std::move(whit)});
+  }
+  if (options.peers.empty()) return peers;
+  const absl::StatusOr<std::vector<std::string>> names = ParsePeerNames(options.peers);
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    absl::StatusOr<Peer> peer = LoadPeer(name, {.model = options.model,
+                                                .directory = options.peer_directory,
+                                                .llama_kv = options.peer_kv,
+                                                .threads = options.threads,
+                                                .vocab_size = config.vocab_size,
+                                                .max_depth = max_depth});
+    if (!peer.ok()) return peer.status();
+    peers.push_back(*std::move(peer));
+  }
+  return peers;
 }
 
-Row ThroughputRow(const Measurement& m, const std::string& peer) {
+Row ThroughputRow(const Measurement& m, absl::Span<const std::string> peers) {
   Row row = {.name = m.workload.name,
              .value = m.TokensPerSecond(m.seconds),
              .unit = "tok/s",
              .roof_share = m.roof_seconds / m.seconds,
              .roof = m.compute_bound ? "int8" : "memory"};
-  if (m.peer_seconds) {
-    row.peer = peer;
-    row.peer_value = m.TokensPerSecond(*m.peer_seconds);
-    row.ratio = *m.peer_seconds / m.seconds;
+  for (size_t i = 0; i < peers.size(); ++i) {
+    row.peers.push_back({.name = peers[i],
+                         .value = m.TokensPerSecond(m.peers[i].seconds),
+                         .ratio = m.peers[i].seconds / m.seconds,
+                         .settings = m.peers[i].settings});
   }
   return row;
 }
 
-Row AttentionRow(const Measurement& shallow, const Measurement& deep, const std::string& peer) {
+Row AttentionRow(const Measurement& shallow, const Measurement& deep,
+                 absl::Span<const std::string> peers) {
   const double tokens = deep.depth - shallow.depth;
   const double us = 1e6 * (deep.seconds - shallow.seconds) / tokens;
   const double roof_us = 1e6 * (deep.roof_seconds - shallow.roof_seconds) / tokens;
@@ -161,12 +153,12 @@ Row AttentionRow(const Measurement& shallow, const Measurement& deep, const std:
              .unit = "us",
              .roof_share = roof_us / us,
              .roof = "memory"};
-  if (shallow.peer_seconds && deep.peer_seconds) {
-    row.peer = peer;
-    // The peer runs at exactly the depths asked for.
+  for (size_t i = 0; i < peers.size(); ++i) {
+    // A peer runs at exactly the depths asked for.
     const int peer_tokens = deep.workload.tokens - shallow.workload.tokens;
-    row.peer_value = 1e6 * (*deep.peer_seconds - *shallow.peer_seconds) / peer_tokens;
-    row.ratio = *row.peer_value / us;
+    const double peer_us = 1e6 * (deep.peers[i].seconds - shallow.peers[i].seconds) / peer_tokens;
+    row.peers.push_back(
+        {.name = peers[i], .value = peer_us, .ratio = peer_us / us, .settings = ""});
   }
   return row;
 }
@@ -195,15 +187,21 @@ absl::Status Run(const Options& options) {
       LoadWhit(options, options.kv_policy, max_tokens, threads);
   if (!whit.ok()) return whit.status();
   const ModelConfig& config = (*whit)->config();
-  absl::StatusOr<Peer> peer = LoadPeer(options, config, max_tokens, max_depth, threads);
-  if (!peer.ok()) return peer.status();
-  std::vector<Runner*> peers;
-  for (const auto& runner : peer->runners) peers.push_back(runner.get());
+  const absl::StatusOr<std::vector<Peer>> peers =
+      LoadPeers(options, config, max_tokens, max_depth, threads);
+  if (!peers.ok()) return peers.status();
+  std::vector<std::string> peer_names;
+  std::vector<pid_t> processes;
+  for (const Peer& peer : *peers) {
+    peer_names.push_back(peer.name);
+    processes.insert(processes.end(), peer.processes.begin(), peer.processes.end());
+  }
 
   const Report report(options.json);
-  report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
-                              options.kv_policy, options.threads, options.measurement.repeats,
-                              peer->name.empty() ? "" : "; peer: " + peer->name));
+  report.Note(
+      absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name, options.kv_policy,
+                      options.threads, options.measurement.repeats,
+                      peer_names.empty() ? "" : "; beside it, and how many times as fast:"));
   const FoundPolicy* const policy_file = (*whit)->policy_file();
   report.Note("policy file: " + (policy_file == nullptr ? "none" : policy_file->path));
   ReadStream stream(DramBufferBytes(), threads);
@@ -223,17 +221,17 @@ absl::Status Run(const Options& options) {
       "cache has %.0f MB);\nint8_dot counts multiplications and additions on %s.",
       stream.max_bytes() / 1e9, weight_bytes / 1e6, LastLevelCacheBytes() / 1e6, SimdTargetName()));
 
-  report.Header();
-  const NeighbourLoad neighbours;
+  report.Header(peer_names);
+  const NeighbourLoad neighbours(processes);
   std::map<std::string, Measurement> measured;
   for (const Workload& workload : workloads) {
-    absl::StatusOr<Measurement> m = Measure(workload, measurement, **whit, peers, stream);
+    absl::StatusOr<Measurement> m = Measure(workload, measurement, **whit, *peers, stream);
     if (!m.ok()) return m.status();
-    if (wanted.count(workload.name) != 0) report.Print(ThroughputRow(*m, peer->name));
+    if (wanted.count(workload.name) != 0) report.Print(ThroughputRow(*m, peer_names));
     measured.emplace(workload.name, *std::move(m));
     const auto shallow = measured.find(kShallowRow), deep = measured.find(kDeepRow);
     if (workload.name == kDeepRow && wanted.count(kAttentionRow) != 0) {
-      report.Print(AttentionRow(shallow->second, deep->second, peer->name));
+      report.Print(AttentionRow(shallow->second, deep->second, peer_names));
     }
   }
   if (const std::optional<double> cpus = neighbours.Cpus(); cpus && *cpus > 0.05) {
@@ -249,7 +247,7 @@ int Main(int argc, char** argv) {
   Options options;
   CLI::App app(kDescription, "whit-bench");
   app.add_option("--model", options.model, "GGUF file")->required()->envname("WHIT_MODEL");
-  app.add_option("--threads", options.threads, "threads, for either engine")
+  app.add_option("--threads", options.threads, "threads of each engine")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--repeats", options.measurement.repeats, "runs that a median is taken of")
@@ -269,14 +267,19 @@ int Main(int argc, char** argv) {
       "--kv-policy-file", options.kv_policy_file,
       "what whit-calibrate wrote for this model, found as whitd finds it by default; off: "
       "none, and attention has no means to take account of");
-  CLI::Option* const peer = app.add_flag("--peer", options.peer, "compare with llama.cpp");
+  CLI::Option* const peer =
+      app.add_option("--peer", options.peers,
+                     "compare with these engines, separated by commas: llama.cpp (also if none is "
+                     "named), openvino, vllm")
+          ->expected(0, 1)
+          ->default_str(kLlamaCpp);
   app.add_option("--versus", options.versus,
                  "compare with Whit at another precision, a policy as of --kv-policy")
       ->excludes(peer);
   app.add_option("--peer-dir", options.peer_directory,
-                 "folder that holds llama.cpp's libraries; tests/bench/fetch_peer fills it")
+                 "folder that holds the peers; tests/bench/fetch_peer fills it")
       ->capture_default_str();
-  app.add_option("--peer-kv", options.peer_kv, "type of the peer's KV cache: f16, q8_0 or q4_0")
+  app.add_option("--peer-kv", options.peer_kv, "type of llama.cpp's KV cache: f16, q8_0 or q4_0")
       ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object a row");
   CLI11_PARSE(app, argc, argv);

@@ -26,7 +26,7 @@ def test_rows_are_json_objects(bench):
     assert list(rows) == [*machine, "decode_d16", "prefill_512", "batch4_d1024"]
     for row in rows.values():
         assert row["value"] > 0 and row["unit"]
-        assert row["peer"] is row["peer_value"] is row["ratio"] is None
+        assert row["peers"] == []
         assert (row["roof_share"] is None) == (row["name"] in machine)
         assert row["roof"] in ([None] if row["name"] in machine else ["memory", "int8"])
 
@@ -42,6 +42,20 @@ def test_an_unknown_row_is_named(bench):
     assert done.returncode != 0 and "decode_d17" in done.stderr
 
 
-def test_a_missing_peer_is_explained(bench, tmp_path):
-    done = bench("--only=decode_d16", "--peer", f"--peer-dir={tmp_path}")
+@pytest.mark.parametrize("peer", ["--peer", "--peer=llama.cpp", "--peer=openvino", "--peer=vllm"])
+def test_a_missing_peer_is_explained(bench, tmp_path, peer):
+    done = bench("--only=decode_d16", peer, f"--peer-dir={tmp_path}")
     assert done.returncode == 1 and "fetch_peer" in done.stderr
+
+
+def test_an_unknown_peer_is_named(bench):
+    done = bench("--only=decode_d16", "--peer=llama.cpp,gpt")
+    assert done.returncode == 1 and "'gpt'" in done.stderr
+
+
+def test_versus_is_a_peer(bench):
+    done = bench("--json", "--only=decode_d16", "--versus=static:K4V4")
+    assert done.returncode == 0, done.stderr
+    peers = json.loads(done.stdout.splitlines()[-1])["peers"]
+    assert [peer["name"] for peer in peers] == ["Whit, KV static:K4V4"]
+    assert peers[0]["value"] > 0 and peers[0]["ratio"] > 0
