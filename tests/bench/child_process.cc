@@ -23,7 +23,6 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) {
     return absl::ErrnoToStatus(errno, "socketpair");
   }
-  const absl::Cleanup close_its_end = [&] { close(sockets[1]); };
 
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
@@ -40,6 +39,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   const int error = posix_spawn(&pid, argv[0], &actions, &attributes, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   posix_spawnattr_destroy(&attributes);
+  close(sockets[1]);  // so that the other reads an end when the program has ended
   if (error != 0) {
     close(sockets[0]);
     return absl::ErrnoToStatus(error, absl::StrCat("cannot start ", arguments[0]));

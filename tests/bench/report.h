@@ -15,7 +15,7 @@ struct PeerFigure {
   double value = 0;
   // How many times the peer's speed: above 1, Whit is faster, also where less is better.
   double ratio = 0;
-  std::string settings;  // of the peer; empty: there is no choice
+  std::string settings = {};  // of the peer; empty: there is no choice
 };
 
 struct Row {

@@ -1,7 +1,9 @@
 // tests/bench: whit-bench measures the speed of the engine's forward pass beside what the machine
-// could do at best (roof) and beside llama.cpp on the same file (llama_runner). No server.
+// could do at best (roof) and beside other engines on the same model (peer): llama.cpp within this
+// process (llama_runner), those with a Python package in processes of their own (process_runner,
+// child_process, and the folder peer for their side). No server.
 //
-// This file: what is measured of either engine.
+// This file: what is measured of every engine.
 #ifndef WHIT_TESTS_BENCH_RUNNER_H_
 #define WHIT_TESTS_BENCH_RUNNER_H_
 

@@ -157,8 +157,7 @@ Row AttentionRow(const Measurement& shallow, const Measurement& deep,
     // A peer runs at exactly the depths asked for.
     const int peer_tokens = deep.workload.tokens - shallow.workload.tokens;
     const double peer_us = 1e6 * (deep.peers[i].seconds - shallow.peers[i].seconds) / peer_tokens;
-    row.peers.push_back(
-        {.name = peers[i], .value = peer_us, .ratio = peer_us / us, .settings = ""});
+    row.peers.push_back({.name = peers[i], .value = peer_us, .ratio = peer_us / us});
   }
   return row;
 }
@@ -198,10 +197,12 @@ absl::Status Run(const Options& options) {
   }
 
   const Report report(options.json);
-  report.Note(
-      absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name, options.kv_policy,
-                      options.threads, options.measurement.repeats,
-                      peer_names.empty() ? "" : "; beside it, and how many times as fast:"));
+  report.Note(absl::StrFormat("%s, KV %s, %d threads, medians of %d runs%s", config.name,
+                              options.kv_policy, options.threads, options.measurement.repeats,
+                              peer_names.empty()
+                                  ? ""
+                                  : "; beside a peer's figure: Whit's speed as a multiple of it, "
+                                    "and the peer's settings"));
   const FoundPolicy* const policy_file = (*whit)->policy_file();
   report.Note("policy file: " + (policy_file == nullptr ? "none" : policy_file->path));
   ReadStream stream(DramBufferBytes(), threads);
