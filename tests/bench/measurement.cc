@@ -116,9 +116,12 @@ absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementO
   m.seconds = Median(seconds);
   m.depth = decode ? Median(depths) : 0;
   const double read_seconds = bytes / bytes_per_second;
-  const double compute_seconds = WeightOps(workload, whit.config()) / options.int8_ops_per_second;
-  m.compute_bound = compute_seconds > read_seconds;
-  m.roof_seconds = std::max(compute_seconds, read_seconds);
+  const bool bfloat16 = !decode && options.bfloat16_ops_per_second > 0;
+  const double multiply_seconds =
+      WeightOps(workload, whit.config()) /
+      (bfloat16 ? options.bfloat16_ops_per_second : options.int8_ops_per_second);
+  m.roof_seconds = std::max(multiply_seconds, read_seconds);
+  m.roof = read_seconds >= multiply_seconds ? "memory" : bfloat16 ? "bf16" : "int8";
   for (size_t i = 0; i < candidates.size(); ++i) {
     m.peers.push_back({.seconds = Median(peer_seconds[i]), .settings = candidates[i]->settings});
   }

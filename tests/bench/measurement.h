@@ -41,7 +41,7 @@ struct Measurement {
   double seconds = 0;           // of a decode step or of the prefill
   double depth = 0;             // tokens that a decode step attended to, on average
   double roof_seconds = 0;      // what the machine needs at least
-  bool compute_bound = false;   // the roof is the int8 rate, not the memory's
+  std::string roof;             // what is needed for longest: "memory" or how is multiplied
   std::vector<PeerTime> peers;  // in the order of those given
 
   double TokensPerSecond(double of_seconds) const { return workload.TokensPerRun(1) / of_seconds; }
@@ -51,6 +51,7 @@ struct MeasurementOptions {
   int repeats = 5;
   int steps = 16;  // decode steps of one repeat
   double int8_ops_per_second = 0;
+  double bfloat16_ops_per_second = 0;  // of prompts; 0: they are multiplied in int8
 };
 
 // The settings with which a peer is fastest in a run after its first one.
@@ -61,7 +62,7 @@ absl::StatusOr<const Peer::Candidate*> FastestCandidate(const Workload& workload
 // what a neighbour on the machine takes, it takes from all. Each peer runs with its fastest
 // candidate. The roof is the larger of two times: to read the step's weights and KV pages at the
 // rate at which the machine streams a buffer of just that size, and to do the weights'
-// multiplications and additions at the int8 rate.
+// multiplications and additions at the rate of int8 or, a prompt's, of bfloat16.
 absl::StatusOr<Measurement> Measure(const Workload& workload, const MeasurementOptions& options,
                                     WhitRunner& whit, absl::Span<const Peer> peers,
                                     ReadStream& stream);

@@ -22,8 +22,8 @@ struct Row {
   std::string name;
   double value = 0;
   std::string unit;
-  // The share reached of what the machine could do, in [0, 1], and what bounds it: "memory" or
-  // "int8".
+  // The share reached of what the machine could do, in [0, 1], and what bounds it: "memory",
+  // "int8" or "bf16".
   std::optional<double> roof_share = std::nullopt;
   std::string roof = {};
   std::vector<PeerFigure> peers = {};

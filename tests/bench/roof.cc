@@ -9,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "runtime/ops/amx.h"
 #include "runtime/ops/cpu_extension.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -166,6 +167,22 @@ double BestSeconds(Fn fn) {
   return absl::ToDoubleSeconds(best);
 }
 
+// `run` multiplies for some time and says how many multiplications and additions that were.
+template <typename Fn>
+double OpsPerSecond(ThreadPool& threads, Fn run) {
+  constexpr size_t kChunks = 64;
+  std::atomic<size_t> operations;
+  const double seconds = BestSeconds([&] {
+    operations = 0;
+    threads.ParallelFor(kChunks, 1, [&](size_t begin, size_t end, int thread) {
+      uint64_t folded = 0;
+      for (size_t i = begin; i < end; ++i) operations += run(thread, &folded);
+      sink += folded;
+    });
+  });
+  return static_cast<double>(operations) / seconds;
+}
+
 size_t RoundUp(size_t bytes) { return (bytes + kReadGrain - 1) / kReadGrain * kReadGrain; }
 
 }  // namespace
@@ -196,20 +213,29 @@ double ReadStream::BytesPerSecond(size_t bytes) {
 }
 
 double Int8OpsPerSecond(ThreadPool& threads) {
-  constexpr size_t kRounds = 200'000, kChunks = 64;
-  std::atomic<size_t> operations;
-  const double seconds = BestSeconds([&] {
-    operations = 0;
-    threads.ParallelFor(kChunks, 1, [&](size_t begin, size_t end, int thread) {
-      uint64_t folded = 0;
-      for (size_t i = begin; i < end; ++i) {
-        operations +=
-            HWY_DYNAMIC_DISPATCH(DotChains)(kRounds, static_cast<int8_t>(thread + 1), &folded);
-      }
-      sink += folded;
-    });
+  constexpr size_t kRounds = 200'000;
+  return OpsPerSecond(threads, [](int thread, uint64_t* folded) {
+    return HWY_DYNAMIC_DISPATCH(DotChains)(kRounds, static_cast<int8_t>(thread + 1), folded);
   });
-  return static_cast<double>(operations) / seconds;
+}
+
+double BFloat16OpsPerSecond(ThreadPool& threads) {
+  if (DetectCpuExtension() != CpuExtension::kAmx) return 0;
+#if HWY_ARCH_X86_64
+  return OpsPerSecond(threads, [](int, uint64_t*) {
+    constexpr size_t kRounds = 50'000, kProducts = 4;
+    const amx::Tiles tiles;
+    for (size_t round = 0; round < kRounds; ++round) {
+      amx::MultiplyTiles<0, 4, 6>();
+      amx::MultiplyTiles<1, 4, 7>();
+      amx::MultiplyTiles<2, 5, 6>();
+      amx::MultiplyTiles<3, 5, 7>();
+    }
+    return kRounds * kProducts * amx::kTileRows * amx::kTileRows * amx::kTileColumns * 2;
+  });
+#else
+  return 0;
+#endif
 }
 
 std::string SimdTargetName() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }

@@ -32,6 +32,9 @@ class ReadStream {
 // Multiplications and additions per second of the widest int8 dot instruction that the kernels use,
 // operands in registers. The best of several tries.
 double Int8OpsPerSecond(ThreadPool& threads);
+// The same of tiles of bfloat16, with which prompts are multiplied where the CPU has them; 0 if it
+// has none.
+double BFloat16OpsPerSecond(ThreadPool& threads);
 // The SIMD target that Int8OpsPerSecond runs on, such as "AVX3_DL" (AVX-512 with VNNI).
 std::string SimdTargetName();
 

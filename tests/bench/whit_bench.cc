@@ -30,21 +30,15 @@ constexpr char kDescription[] =
     "Measures Whit's forward pass on a model: decode at several depths, prefill, and batches, in\n"
     "tokens per second (batches: of all sequences together), and the microseconds that one more\n"
     "token of context adds to a step. Beside each stands the share reached of the roof: what this\n"
-    "machine, with these threads, could do at best. A decode step cannot be faster than reading "
-    "its\n"
-    "weights and KV pages, at the rate measured for a buffer of the same size; nor can anything "
-    "be\n"
-    "faster than its multiplications with weights at the measured int8 rate (attention's are not\n"
-    "counted). With --peer other engines run the same work on the same model, in turns with Whit, "
-    "as\n"
-    "many threads each, with those of their settings that are fastest for the row; beside each "
-    "figure\n"
-    "stand Whit's speed as a multiple of it and the settings. Of llama.cpp the C API is timed, "
-    "with\n"
-    "or without flash attention; of OpenVINO GenAI (continuous batching; bf16 or f32 matrix "
-    "products,\n"
-    "KV u8 or f16) and vLLM (bf16 weights, or 4 bits in AWQ's form) the steps of their own loops, "
-    "with\n"
+    "machine, with these threads, could do at best. A decode step cannot be faster than reading\n"
+    "its weights and KV pages, at the rate measured for a buffer of the same size; nor can\n"
+    "anything be faster than its multiplications with weights at the measured rate: that of int8\n"
+    "or, for prompts on a CPU with AMX, of bf16 (attention's are not counted). With --peer other\n"
+    "engines run the same work on the same model, in turns with Whit, as many threads each, with\n"
+    "those of their settings that are fastest for the row; beside each figure stand Whit's speed\n"
+    "as a multiple of it and the settings. Of llama.cpp the C API is timed, with or without flash\n"
+    "attention; of OpenVINO GenAI (continuous batching; bf16 or f32 matrix products, KV u8 or\n"
+    "f16) and vLLM (bf16 weights, or 4 bits in AWQ's form) the steps of their own loops, with\n"
     "sampling, in processes that are stopped while others run. Depth is reached before timing: no\n"
     "decode figure has a prompt in it. With --versus, Whit itself is compared with at another\n"
     "precision.";
@@ -133,7 +127,7 @@ Row ThroughputRow(const Measurement& m, absl::Span<const std::string> peers) {
              .value = m.TokensPerSecond(m.seconds),
              .unit = "tok/s",
              .roof_share = m.roof_seconds / m.seconds,
-             .roof = m.compute_bound ? "int8" : "memory"};
+             .roof = m.roof};
   for (size_t i = 0; i < peers.size(); ++i) {
     row.peers.push_back({.name = peers[i],
                          .value = m.TokensPerSecond(m.peers[i].seconds),
@@ -209,6 +203,7 @@ absl::Status Run(const Options& options) {
   const size_t weight_bytes = (*whit)->weight_bytes_per_step();
   MeasurementOptions measurement = options.measurement;
   measurement.int8_ops_per_second = Int8OpsPerSecond(threads);
+  measurement.bfloat16_ops_per_second = BFloat16OpsPerSecond(threads);
   report.Print({.name = "dram_read",
                 .value = stream.BytesPerSecond(stream.max_bytes()) / 1e9,
                 .unit = "GB/s"});
@@ -216,10 +211,17 @@ absl::Status Run(const Options& options) {
       {.name = "weights_read", .value = stream.BytesPerSecond(weight_bytes) / 1e9, .unit = "GB/s"});
   report.Print(
       {.name = "int8_dot", .value = measurement.int8_ops_per_second / 1e9, .unit = "GOP/s"});
+  if (measurement.bfloat16_ops_per_second > 0) {
+    report.Print({.name = "bf16_tiles",
+                  .value = measurement.bfloat16_ops_per_second / 1e9,
+                  .unit = "GOP/s"});
+  }
   report.Note(absl::StrFormat(
       "dram_read streams %.1f GB, weights_read the %.0f MB that a step reads of the weights (the "
       "last "
-      "cache has %.0f MB);\nint8_dot counts multiplications and additions on %s.",
+      "cache has %.0f MB);\nint8_dot counts multiplications and additions on %s, bf16_tiles those "
+      "of AMX, if the CPU "
+      "has it.",
       stream.max_bytes() / 1e9, weight_bytes / 1e6, LastLevelCacheBytes() / 1e6, SimdTargetName()));
 
   report.Header(peer_names);

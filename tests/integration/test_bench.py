@@ -23,12 +23,14 @@ def test_rows_are_json_objects(bench):
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     machine = ["dram_read", "weights_read", "int8_dot"]
+    if "bf16_tiles" in rows:
+        machine.append("bf16_tiles")
     assert list(rows) == [*machine, "decode_d16", "prefill_512", "batch4_d1024"]
     for row in rows.values():
         assert row["value"] > 0 and row["unit"]
         assert row["peers"] == []
         assert (row["roof_share"] is None) == (row["name"] in machine)
-        assert row["roof"] in ([None] if row["name"] in machine else ["memory", "int8"])
+        assert row["roof"] in ([None] if row["name"] in machine else ["memory", "int8", "bf16"])
 
 
 def test_it_says_which_policy_file_it_uses(bench):
