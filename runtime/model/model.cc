@@ -236,6 +236,7 @@ void Model::AttendRound(int layer, absl::Span<const Piece> pieces) {
          .num_tokens = piece.num_tokens,
          .first_position = piece.first_position,
          .kv = piece.slice->kv,
+         .tiles = piece.slice->activations == ActivationFormat::kBFloat16,
          .tally = TallyOf(*piece.slice),
          .squared_probabilities =
              observed ? squared_probabilities_.data() + piece.first_row * config_.num_heads

@@ -18,6 +18,7 @@ struct HeadJob {
   std::vector<int> range_starts;  // tokens before each range, and the number of tokens in all
   // If the slice has a tally: pages from here on have undecided tokens, 16 a page but the last.
   int first_undecided_page = 0;
+  int query_tile = kQueryTile;  // queries that share a pass over a range
 
   absl::Span<const PageEntry> PagesOf(int range) const {
     return pages.subspan(size_t{1} * range * kRangePages, kRangePages);
@@ -33,7 +34,7 @@ struct HeadJob {
 };
 
 // What a thread works on at a time: a few tiles of queries against all of a job's pages or, where
-// there are few queries, one tile against one range.
+// there are few queries, against one range.
 struct Item {
   static constexpr int kAllRanges = -1;
 
@@ -45,13 +46,18 @@ struct Item {
   // undecided slot, from these queries alone. They are added up in order, whatever thread was
   // first.
   float* received = nullptr;
-  // Of one range: kQueryTile records of a partial; and its p, if it has undecided tokens.
+  // Of one range: records of a partial for each query; and its p, if it has undecided tokens.
   float* partials = nullptr;
   RangeProbabilities* p = nullptr;
 };
 
-// Tiles of an item of all ranges: more of them make less to add up where there is a tally.
-constexpr int kTilesWithTally = 8;
+// Queries of an item: where there is a tally, more of them make less to add up.
+constexpr int kItemQueriesWithTally = 8 * kQueryTile;
+constexpr int kMaxItemQueries = std::max(kItemQueriesWithTally, AmxAttention::kMaxQueries);
+
+constexpr size_t kRowFloats = sizeof(RangeProbabilities) / sizeof(float);
+
+int DivideUp(int n, int by) { return (n + by - 1) / by; }
 
 // Of scratch memory, for jobs to be finished by one thread.
 constexpr size_t kFewFloats = 8192;
@@ -80,6 +86,16 @@ class Attender {
   int Visible(const HeadJob& job, int query) const {
     return job.slice->first_position + query / group_ + 1;
   }
+  // The first of an item's queries that sees something of a range, or num_queries.
+  int FirstToSee(const Item& item, int range) const {
+    const HeadJob& job = jobs_[item.job];
+    const int query = (job.range_starts[range] - job.slice->first_position) * group_;
+    return std::clamp(query - item.first_query, 0, item.num_queries);
+  }
+  // For an item's queries: kernels write whole tiles.
+  static size_t NumRows(const HeadJob& job, const Item& item) {
+    return size_t{1} * DivideUp(item.num_queries, job.query_tile) * job.query_tile;
+  }
   size_t record_floats() const { return kRecordHeader + shape_.head_dim; }
 
   HeadJob MakeJob(const AttentionSlice& slice, int kv_head) const;
@@ -87,23 +103,31 @@ class Attender {
   size_t AddItems(int job, bool split);
   void GiveMemory(float* memory);
 
-  void RunAllRanges(const Item& item, std::vector<float>& memory) const;
-  void RunTile(const HeadJob& job, int first_query, int count, const ReceivedAttention& received,
-               std::vector<float>& memory) const;
+  AttentionQueries::View ViewQuery(const HeadJob& job, int query) const {
+    return queries_.view(job.slice->first_row + query / group_,
+                         job.kv_head * group_ + query % group_);
+  }
+  // Called before the ranges of an item.
+  void SetQueries(const Item& item, AttentionScratch::Thread& thread) const;
+  void RunAllRanges(const Item& item, AttentionScratch::Thread& thread) const;
   void RunOneRange(size_t item, size_t likely_next, AttentionScratch::Thread& thread) const;
+  // The partials of an item's queries, but for those that do not see the range. `fetched` and
+  // `next` as in RangeView. Unless keep_p, each tile of queries has its p where the first has.
+  void RunRange(const Item& item, int range, bool fetched, absl::Span<const PageEntry> next,
+                AttentionScratch::Thread& thread, Partial* partials, RangeProbabilities* p,
+                bool keep_p) const;
+  QueryTile MakeTile(const HeadJob& job, int first_query, int count) const;
   // What is left of a job when its items have run; `items` are all of them.
   void Finish(const HeadJob& job, absl::Span<const Item> items) const;
+  // Of the items of the same queries.
+  void FinishRanges(absl::Span<const Item> ranges, const ReceivedAttention& received) const;
 
-  QueryTile MakeTile(const HeadJob& job, int first_query, int count) const;
-  // `fetched` and `next` as in RangeView.
-  void RunRange(const HeadJob& job, int range, const QueryTile& tile, bool fetched,
-                absl::Span<const PageEntry> next, Partial* partials, RangeProbabilities& p) const;
   void Merge(Partial& into, const Partial& from) const;
   void Write(const HeadJob& job, int query, const Partial& merged) const;
-  // Adds what the undecided tokens of a range receive from a query: p of the range relative to
-  // range_max, and the query's softmax over all ranges.
-  void AddToReceived(const HeadJob& job, int query, int range, const float* p, float range_max,
-                     const Partial& merged, const ReceivedAttention& received) const;
+  // Adds what the undecided tokens of a range receive from an item's queries: p and its `maxima` of
+  // that range, and the queries' softmax over all ranges.
+  void AddToReceived(const Item& item, int range, const RangeProbabilities* p, const float* maxima,
+                     const Partial* merged, const ReceivedAttention& received) const;
   ReceivedAttention ReceivedInTally(const HeadJob& job) const {
     return job.slice->tally->received(layer_, job.kv_head);
   }
@@ -145,6 +169,7 @@ HeadJob Attender::MakeJob(const AttentionSlice& slice, int kv_head) const {
     tokens += job.pages[i].tokens;
   }
   job.range_starts.push_back(tokens);
+  if (slice.tiles) job.query_tile = AmxAttention::kQueryTile;
   if (slice.tally != nullptr) {
     const int undecided = slice.tally->num_tokens(layer_, kv_head);
     job.first_undecided_page =
@@ -155,17 +180,19 @@ HeadJob Attender::MakeJob(const AttentionSlice& slice, int kv_head) const {
 
 void Attender::Run(ThreadPool& pool, AttentionScratch& scratch) {
   // Few queries over long contexts are split by range as well; many are enough work by themselves.
-  int tiles = 0;
-  for (const HeadJob& job : jobs_) tiles += (NumQueries(job) + kQueryTile - 1) / kQueryTile;
-  const bool split = tiles < 8 * pool.num_threads();
+  int work = 0;
+  for (const HeadJob& job : jobs_) {
+    work += job.slice->tiles ? 2 * DivideUp(NumQueries(job), AmxAttention::kMaxQueries)
+                             : DivideUp(NumQueries(job), kQueryTile);
+  }
+  const bool split = work < 8 * pool.num_threads();
   size_t floats = 0;
   for (size_t job = 0; job < jobs_.size(); ++job) {
     first_items_.push_back(items_.size());
     floats += AddItems(static_cast<int>(job), split);
   }
   first_items_.push_back(items_.size());
-  if (scratch.shared.size() < floats) scratch.shared.resize(floats);
-  GiveMemory(scratch.shared.data());
+  GiveMemory(scratch.shared.Reserve(floats));
   scratch.by_thread.resize(pool.num_threads());
 
   for (AttentionScratch::Thread& thread : scratch.by_thread) thread.fetched_item = 0;
@@ -173,7 +200,7 @@ void Attender::Run(ThreadPool& pool, AttentionScratch& scratch) {
   pool.ParallelFor(items_.size(), 1, [&](size_t begin, size_t end, int thread) {
     for (size_t i = begin; i < end; ++i) {
       if (items_[i].range == Item::kAllRanges) {
-        RunAllRanges(items_[i], scratch.by_thread[thread].floats);
+        RunAllRanges(items_[i], scratch.by_thread[thread]);
       } else {
         // Threads that are equally fast take turns.
         RunOneRange(i, i + pool.num_threads(), scratch.by_thread[thread]);
@@ -193,7 +220,8 @@ void Attender::Run(ThreadPool& pool, AttentionScratch& scratch) {
 size_t Attender::AddItems(int index, bool split) {
   const HeadJob& job = jobs_[index];
   const bool tally = job.slice->tally != nullptr;
-  const int step = tally && !split ? kTilesWithTally * kQueryTile : kQueryTile;
+  int step = job.slice->tiles ? AmxAttention::kMaxQueries : kQueryTile;
+  if (tally && !split) step = std::max(step, kItemQueriesWithTally);
   size_t floats = 0;
   for (int query = 0; query < NumQueries(job); query += step) {
     const int count = std::min(step, NumQueries(job) - query);
@@ -205,8 +233,9 @@ size_t Attender::AddItems(int index, bool split) {
     }
     for (int range = 0; range < ranges; ++range) {
       items_.push_back({.job = index, .first_query = query, .num_queries = count, .range = range});
-      floats += kQueryTile * record_floats();
-      if (tally && range >= job.first_undecided_range()) floats += kQueryTile * kRangeTokens;
+      const size_t rows = NumRows(job, items_.back());
+      floats += rows * record_floats();
+      if (tally && range >= job.first_undecided_range()) floats += rows * kRowFloats;
     }
   }
   return floats;
@@ -221,92 +250,159 @@ void Attender::GiveMemory(float* memory) {
       if (tally) item.received = take(3 * job.undecided_slots());
       continue;
     }
-    item.partials = take(kQueryTile * record_floats());
+    item.partials = take(NumRows(job, item) * record_floats());
     if (tally && item.range >= job.first_undecided_range()) {
-      item.p = reinterpret_cast<RangeProbabilities*>(take(kQueryTile * kRangeTokens));
+      item.p = reinterpret_cast<RangeProbabilities*>(take(NumRows(job, item) * kRowFloats));
     }
   }
 }
 
-void Attender::RunAllRanges(const Item& item, std::vector<float>& memory) const {
+void Attender::SetQueries(const Item& item, AttentionScratch::Thread& thread) const {
   const HeadJob& job = jobs_[item.job];
-  ReceivedAttention received;
-  if (item.received != nullptr) {
-    const size_t slots = job.undecided_slots();
-    std::fill_n(item.received, 3 * slots, 0.0f);
-    received = {.sum = item.received,
-                .squares = item.received + slots,
-                .recent = item.received + 2 * slots};
-  }
-  const int end = item.first_query + item.num_queries;
-  for (int query = item.first_query; query < end; query += kQueryTile) {
-    RunTile(job, query, std::min(kQueryTile, end - query), received, memory);
+  if constexpr (kHasAmxAttention) {
+    if (!job.slice->tiles) return;
+    if (thread.amx == nullptr || thread.amx->head_dim() != shape_.head_dim) {
+      thread.amx = std::make_unique<AmxAttention>(shape_.head_dim);
+    }
+    for (int i = 0; i < item.num_queries; ++i) {
+      thread.amx->SetQuery(i, ViewQuery(job, item.first_query + i).rotated, shape_.scale * kLog2E);
+    }
   }
 }
 
-void Attender::RunTile(const HeadJob& job, int first_query, int count,
-                       const ReceivedAttention& received, std::vector<float>& memory) const {
-  const QueryTile tile = MakeTile(job, first_query, count);
-  const int ranges = job.NumRanges(tile.visible[count - 1]);
-  const bool tally = received.sum != nullptr;
+void Attender::RunAllRanges(const Item& item, AttentionScratch::Thread& thread) const {
+  const HeadJob& job = jobs_[item.job];
+  const bool tally = item.received != nullptr;
+  const int ranges = job.NumRanges(Visible(job, item.first_query + item.num_queries - 1));
   // p of ranges with undecided tokens are kept, each in a place of its own.
   const int kept_from = tally ? job.first_undecided_range() : ranges;
-  const int kept = std::max(1, ranges - kept_from);
-  const size_t value_floats = size_t{1} * kQueryTile * shape_.head_dim;
-  const size_t p_floats = sizeof(RangeProbabilities) / sizeof(float);
-  const size_t floats = 2 * value_floats + kept * (p_floats + kQueryTile);
-  if (memory.size() < floats) memory.resize(floats);
-  auto* p = reinterpret_cast<RangeProbabilities*>(memory.data());
-  float* kept_max = memory.data() + kept * p_floats;  // [kept][kQueryTile]
-  float* values = kept_max + kept * kQueryTile;
-  Partial merged[kQueryTile], partials[kQueryTile];
-  for (int i = 0; i < kQueryTile; ++i) {
+  const size_t kept = std::max(1, ranges - kept_from);
+  const size_t rows = NumRows(job, item);
+  float* memory = thread.floats.Reserve(rows * (kept * (kRowFloats + 1) + 2 * shape_.head_dim));
+  auto* p = reinterpret_cast<RangeProbabilities*>(memory);  // [kept][rows]
+  float* values = memory + kept * rows * kRowFloats;        // [2][rows][head_dim]
+  float* maxima = values + 2 * rows * shape_.head_dim;      // [kept][rows]
+  Partial merged[kMaxItemQueries], partials[kMaxItemQueries];
+  for (size_t i = 0; i < rows; ++i) {
     merged[i].values = values + i * shape_.head_dim;
-    partials[i].values = values + value_floats + i * shape_.head_dim;
+    partials[i].values = values + (rows + i) * shape_.head_dim;
   }
 
+  SetQueries(item, thread);
   for (int range = 0; range < ranges; ++range) {
-    const int place = std::max(0, range - kept_from);
+    const size_t place = std::max(0, range - kept_from) * rows;
     Partial* into = range == 0 ? merged : partials;
     const auto next = range + 1 < ranges ? job.PagesOf(range + 1) : absl::Span<const PageEntry>();
-    RunRange(job, range, tile, /*fetched=*/range > 0, next, into, p[place]);
-    for (int i = 0; i < count; ++i) {
-      kept_max[place * kQueryTile + i] = into[i].max;
-      if (range > 0 && range < job.NumRanges(tile.visible[i])) Merge(merged[i], partials[i]);
+    RunRange(item, range, /*fetched=*/range > 0, next, thread, into, p + place,
+             /*keep_p=*/range >= kept_from);
+    for (int i = FirstToSee(item, range); i < item.num_queries; ++i) {
+      maxima[place + i] = into[i].max;
+      if (range > 0) Merge(merged[i], partials[i]);
     }
   }
-  for (int i = 0; i < count; ++i) Write(job, first_query + i, merged[i]);
+  for (int i = 0; i < item.num_queries; ++i) Write(job, item.first_query + i, merged[i]);
+  if (!tally) return;
+
+  const size_t slots = job.undecided_slots();
+  std::fill_n(item.received, 3 * slots, 0.0f);
+  const ReceivedAttention received = {
+      .sum = item.received, .squares = item.received + slots, .recent = item.received + 2 * slots};
   for (int range = kept_from; range < ranges; ++range) {
-    const int place = range - kept_from;
-    for (int i = 0; i < count; ++i) {
-      AddToReceived(job, first_query + i, range, p[place][i], kept_max[place * kQueryTile + i],
-                    merged[i], received);
-    }
+    const size_t place = (range - kept_from) * rows;
+    AddToReceived(item, range, p + place, maxima + place, merged, received);
   }
 }
 
 void Attender::RunOneRange(size_t index, size_t likely_next,
                            AttentionScratch::Thread& thread) const {
   const Item& item = items_[index];
-  const HeadJob& job = jobs_[item.job];
-  const size_t p_floats = sizeof(RangeProbabilities) / sizeof(float);
-  if (thread.floats.size() < p_floats) thread.floats.resize(p_floats);
-  auto* p =
-      item.p != nullptr ? item.p : reinterpret_cast<RangeProbabilities*>(thread.floats.data());
+  const bool keep_p = item.p != nullptr;
+  float* memory = thread.floats.Reserve(jobs_[item.job].query_tile * kRowFloats);
+  auto* p = keep_p ? item.p : reinterpret_cast<RangeProbabilities*>(memory);
   absl::Span<const PageEntry> next;
   if (likely_next < items_.size() && items_[likely_next].range != Item::kAllRanges) {
     next = jobs_[items_[likely_next].job].PagesOf(items_[likely_next].range);
   }
-  Partial partials[kQueryTile];
-  for (int i = 0; i < item.num_queries; ++i) {
+  Partial partials[kMaxItemQueries];
+  for (size_t i = 0; i < NumRows(jobs_[item.job], item); ++i) {
     partials[i].values = item.partials + i * record_floats() + kRecordHeader;
   }
-  RunRange(job, item.range, MakeTile(job, item.first_query, item.num_queries),
-           index != 0 && thread.fetched_item == index, next, partials, *p);
+  SetQueries(item, thread);
+  RunRange(item, item.range, index != 0 && thread.fetched_item == index, next, thread, partials, p,
+           keep_p);
   thread.fetched_item = likely_next;
   for (int i = 0; i < item.num_queries; ++i) {
     StorePartial(partials[i], item.partials + i * record_floats());
   }
+}
+
+void Attender::RunRange(const Item& item, int range, bool fetched, absl::Span<const PageEntry> next,
+                        AttentionScratch::Thread& thread, Partial* partials, RangeProbabilities* p,
+                        bool keep_p) const {
+  const HeadJob& job = jobs_[item.job];
+  const PageTable& kv = *job.slice->kv;
+  const int start = job.range_starts[range];
+  const absl::Span<const PageEntry> all = job.PagesOf(range);
+  // Pages whose tokens are all hidden are left out.
+  const auto visible_pages = [&](int visible) {
+    size_t count = 0;
+    for (int seen = start; count < all.size() && seen < visible; ++count) seen += all[count].tokens;
+    return all.first(count);
+  };
+  RangeView view = {.pages = visible_pages(Visible(job, item.first_query + item.num_queries - 1)),
+                    .fetched = fetched,
+                    .next = {},
+                    .tokens_before = start,
+                    .base = kv.pool().base(),
+                    .means = kv.key_means(),
+                    .layer = layer_,
+                    .kv_head = job.kv_head,
+                    .head_dim = shape_.head_dim,
+                    .scale = shape_.scale};
+  if constexpr (kHasAmxAttention) {
+    if (job.slice->tiles) thread.amx->SetRange(view);
+  }
+  for (int first = FirstToSee(item, range) / job.query_tile * job.query_tile;
+       first < item.num_queries; first += job.query_tile) {
+    const int count = std::min(job.query_tile, item.num_queries - first);
+    const int first_query = item.first_query + first;
+    view.pages = visible_pages(Visible(job, first_query + count - 1));
+    RangeProbabilities* tile_p = keep_p ? p + first : p;
+    if (!job.slice->tiles) {
+      if (first + count == item.num_queries) view.next = next;
+      AttendRange(view, MakeTile(job, first_query, count), partials + first, tile_p);
+      view.fetched = true;
+    } else if constexpr (kHasAmxAttention) {
+      int visible[AmxAttention::kQueryTile];
+      for (int i = 0; i < count; ++i) visible[i] = Visible(job, first_query + i);
+      thread.amx->Attend(first, count, visible, view.pages.size(), partials + first, tile_p,
+                         keep_p || job.slice->squared_probabilities != nullptr);
+    }
+    for (int i = 0; i < count; ++i) {
+      const size_t slots = view.pages.size() * kTileTokens;
+      // Slots of pages that were left out have received nothing.
+      if (keep_p) std::fill(tile_p[i] + slots, tile_p[i] + all.size() * kTileTokens, 0.0f);
+      if (job.slice->squared_probabilities != nullptr) {
+        partials[first + i].squares = SumOfSquares(tile_p[i], slots);
+      }
+    }
+  }
+}
+
+QueryTile Attender::MakeTile(const HeadJob& job, int first_query, int count) const {
+  QueryTile tile;
+  tile.count = count;
+  for (int i = 0; i < count; ++i) {
+    const AttentionQueries::View view = ViewQuery(job, first_query + i);
+    tile.visible[i] = Visible(job, first_query + i);
+    tile.rotated[i] = view.rotated;
+    tile.high[i] = view.high;
+    tile.low[i] = view.low;
+    tile.unit[i] = view.unit;
+    tile.high_sum[i] = view.high_sum;
+    tile.low_sum[i] = view.low_sum;
+  }
+  return tile;
 }
 
 void Attender::Finish(const HeadJob& job, absl::Span<const Item> items) const {
@@ -329,69 +425,31 @@ void Attender::Finish(const HeadJob& job, absl::Span<const Item> items) const {
       }
       continue;
     }
-    for (int i = 0; i < item.num_queries; ++i) {
-      const int query = item.first_query + i;
-      const auto ranges = items.subspan(first, job.NumRanges(Visible(job, query)));
-      const auto record = [&](const Item& range) { return range.partials + i * record_floats(); };
-      Partial merged = LoadPartial(record(ranges[0]));
-      for (const Item& range : ranges.subspan(1)) Merge(merged, LoadPartial(record(range)));
-      Write(job, query, merged);
-      for (const Item& range : ranges) {
-        if (range.p == nullptr) continue;
-        AddToReceived(job, query, range.range, (*range.p)[i], record(range)[0], merged, received);
-      }
-    }
+    FinishRanges(items.subspan(first, end - first), received);
   }
 }
 
-QueryTile Attender::MakeTile(const HeadJob& job, int first_query, int count) const {
-  QueryTile tile;
-  tile.count = count;
-  for (int i = 0; i < count; ++i) {
-    const int query = first_query + i;
-    const AttentionQueries::View view =
-        queries_.view(job.slice->first_row + query / group_, job.kv_head * group_ + query % group_);
-    tile.visible[i] = Visible(job, query);
-    tile.rotated[i] = view.rotated;
-    tile.high[i] = view.high;
-    tile.low[i] = view.low;
-    tile.unit[i] = view.unit;
-    tile.high_sum[i] = view.high_sum;
-    tile.low_sum[i] = view.low_sum;
-  }
-  return tile;
-}
-
-void Attender::RunRange(const HeadJob& job, int range, const QueryTile& tile, bool fetched,
-                        absl::Span<const PageEntry> next, Partial* partials,
-                        RangeProbabilities& p) const {
-  const int start = job.range_starts[range];
-  const absl::Span<const PageEntry> all = job.PagesOf(range);
-  // Pages whose tokens are all hidden from the last query are left out.
-  size_t count = 0;
-  for (int seen = start; count < all.size() && seen < tile.visible[tile.count - 1]; ++count) {
-    seen += all[count].tokens;
-  }
-  const PageTable& kv = *job.slice->kv;
-  AttendRange({.pages = all.subspan(0, count),
-               .fetched = fetched,
-               .next = next,
-               .tokens_before = start,
-               .base = kv.pool().base(),
-               .means = kv.key_means(),
-               .layer = layer_,
-               .kv_head = job.kv_head,
-               .head_dim = shape_.head_dim,
-               .scale = shape_.scale},
-              tile, partials, p);
-  for (int i = 0; i < tile.count; ++i) {
-    // Slots of pages that were left out have received nothing.
-    if (job.slice->tally != nullptr) {
-      std::fill(p[i] + count * kTileTokens, p[i] + all.size() * kTileTokens, 0.0f);
+void Attender::FinishRanges(absl::Span<const Item> ranges,
+                            const ReceivedAttention& received) const {
+  const Item& item = ranges[0];
+  const HeadJob& job = jobs_[item.job];
+  const auto record = [&](const Item& range, int i) {
+    return range.partials + i * record_floats();
+  };
+  Partial merged[kMaxItemQueries];
+  for (int i = 0; i < item.num_queries; ++i) {
+    merged[i] = LoadPartial(record(item, i));
+    const int seen = job.NumRanges(Visible(job, item.first_query + i));
+    for (const Item& range : ranges.subspan(1, seen - 1)) {
+      Merge(merged[i], LoadPartial(record(range, i)));
     }
-    if (job.slice->squared_probabilities != nullptr) {
-      partials[i].squares = SumOfSquares(p[i], count * kTileTokens);
-    }
+    Write(job, item.first_query + i, merged[i]);
+  }
+  for (const Item& range : ranges) {
+    if (range.p == nullptr) continue;
+    float maxima[kMaxItemQueries];
+    for (int i = 0; i < item.num_queries; ++i) maxima[i] = record(range, i)[0];
+    AddToReceived(item, range.range, range.p, maxima, merged, received);
   }
 }
 
@@ -415,18 +473,25 @@ void Attender::Write(const HeadJob& job, int query, const Partial& merged) const
   }
 }
 
-void Attender::AddToReceived(const HeadJob& job, int query, int range, const float* p,
-                             float range_max, const Partial& merged,
+void Attender::AddToReceived(const Item& item, int range, const RangeProbabilities* p,
+                             const float* maxima, const Partial* merged,
                              const ReceivedAttention& received) const {
-  if (range >= job.NumRanges(Visible(job, query))) return;
+  const HeadJob& job = jobs_[item.job];
+  const int first = FirstToSee(item, range);
+  float factors[kMaxItemQueries], weights[kMaxItemQueries];
+  for (int i = first; i < item.num_queries; ++i) {
+    factors[i] = std::exp2(maxima[i] - merged[i].max) / merged[i].sum;
+    weights[i] = decays_[job.slice->num_tokens - 1 - (item.first_query + i) / group_];
+  }
   const int first_page = std::max(job.first_undecided_page, range * kRangePages);
   const int end_page = std::min(static_cast<int>(job.pages.size()), (range + 1) * kRangePages);
   const size_t slot = size_t{1} * (first_page - job.first_undecided_page) * kTileTokens;
-  const int age = job.slice->num_tokens - 1 - query / group_;
-  AddReceived(p + (first_page - range * kRangePages) * kTileTokens,
-              std::exp2(range_max - merged.max) / merged.sum, decays_[age],
-              size_t{1} * (end_page - first_page) * kTileTokens, received.sum + slot,
-              received.squares + slot, received.recent + slot);
+  AddReceived(p + first, size_t{1} * (first_page - range * kRangePages) * kTileTokens,
+              absl::MakeConstSpan(factors + first, item.num_queries - first), weights + first,
+              size_t{1} * (end_page - first_page) * kTileTokens,
+              {.sum = received.sum + slot,
+               .squares = received.squares + slot,
+               .recent = received.recent + slot});
 }
 
 }  // namespace

@@ -3,16 +3,19 @@
 // Keys and values lie in the pages rotated (kvpool/quantizer.h), so queries are rotated alike and
 // the result is rotated back. Against codes of 2 and 4 bits the query is quantized to 8 bits and
 // the probabilities of a page to 8 bits; against 8-bit codes both have 16 bits. FP16 pages are
-// multiplied in f32.
+// multiplied in f32. Slices of prompts go other ways where the CPU has AMX (amx_attention.h).
 #ifndef WHIT_RUNTIME_OPS_ATTENTION_H_
 #define WHIT_RUNTIME_OPS_ATTENTION_H_
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "absl/types/span.h"
 #include "controller/token_signals.h"
+#include "hwy/aligned_allocator.h"
 #include "kvpool/page_table.h"
+#include "runtime/ops/amx_attention.h"
 #include "runtime/ops/attention_queries.h"
 #include "runtime/ops/thread_pool.h"
 
@@ -27,6 +30,9 @@ struct AttentionSlice {
   int num_tokens = 0;
   int first_position = 0;
   const PageTable* kv = nullptr;
+  // Multiplies bfloat16 on AMX tiles (amx_attention.h): faster for many rows. Only where
+  // DetectCpuExtension() is kAmx.
+  bool tiles = false;
   // If not null: given what the table's undecided tokens receive. It has all of them, with those of
   // this slice.
   AttentionTally* tally = nullptr;
@@ -36,11 +42,24 @@ struct AttentionSlice {
 
 // Memory that a caller keeps between calls.
 struct AttentionScratch {
+  class Floats {
+   public:
+    // Room for n floats, 64-byte aligned. What was there before is lost when it grows.
+    float* Reserve(size_t n) {
+      if (size_ < n) floats_ = hwy::AllocateAligned<float>(size_ = n);
+      return floats_.get();
+    }
+
+   private:
+    hwy::AlignedFreeUniquePtr<float[]> floats_;
+    size_t size_ = 0;
+  };
   struct Thread {
-    std::vector<float> floats;
+    Floats floats;
+    std::unique_ptr<AmxAttention> amx;  // made when it is first needed
     size_t fetched_item = 0;  // of the work of one call, whose pages it has fetched; 0: none
   };
-  std::vector<float> shared;
+  Floats shared;
   std::vector<Thread> by_thread;
 };
 

@@ -20,7 +20,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 template <CpuExtension kExtension>
 HWY_INLINE void AttendRangeWith(const RangeView& range, const QueryTile& tile, Partial* partials,
-                                RangeProbabilities& p) {
+                                RangeProbabilities* p) {
   switch (range.head_dim) {
     case 64:
       return tile_attention::AttendTileOfDim<kExtension, 64>(range, tile, partials, p);
@@ -32,7 +32,7 @@ HWY_INLINE void AttendRangeWith(const RangeView& range, const QueryTile& tile, P
 }
 
 void AttendRangeT(const RangeView& range, const QueryTile& tile, Partial* partials,
-                  RangeProbabilities& p) {
+                  RangeProbabilities* p) {
 #if HWY_ARCH_ARM_A64
   if (DetectCpuExtension() == CpuExtension::kDotProduct) {
     return AttendRangeWith<CpuExtension::kDotProduct>(range, tile, partials, p);
@@ -63,16 +63,24 @@ float SumOfSquaresT(const float* p, size_t n) {
   return hn::GetLane(hn::SumOfLanes(df, sum));
 }
 
-void AddReceivedT(const float* HWY_RESTRICT p, float factor, float weight, size_t n,
-                  float* HWY_RESTRICT sum, float* HWY_RESTRICT squares,
-                  float* HWY_RESTRICT recent) {
+void AddReceivedT(const RangeProbabilities* p, size_t slot, absl::Span<const float> factors,
+                  const float* weights, size_t n, const ReceivedAttention& received) {
   const DF df;
+  const auto least = hn::Set(df, 1e-18f);  // squares that are not subnormal
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
-    auto a = hn::Mul(hn::LoadU(df, p + i), hn::Set(df, factor));
-    a = hn::IfThenElseZero(hn::Ge(a, hn::Set(df, 1e-18f)), a);  // squares that are not subnormal
-    hn::StoreU(hn::Add(hn::LoadU(df, sum + i), a), df, sum + i);
-    hn::StoreU(hn::MulAdd(a, a, hn::LoadU(df, squares + i)), df, squares + i);
-    hn::StoreU(hn::MulAdd(a, hn::Set(df, weight), hn::LoadU(df, recent + i)), df, recent + i);
+    auto sum = hn::LoadU(df, received.sum + i);
+    auto squares = hn::LoadU(df, received.squares + i);
+    auto recent = hn::LoadU(df, received.recent + i);
+    for (size_t query = 0; query < factors.size(); ++query) {
+      auto a = hn::Mul(hn::LoadU(df, p[query] + slot + i), hn::Set(df, factors[query]));
+      a = hn::IfThenElseZero(hn::Ge(a, least), a);
+      sum = hn::Add(sum, a);
+      squares = hn::MulAdd(a, a, squares);
+      recent = hn::MulAdd(a, hn::Set(df, weights[query]), recent);
+    }
+    hn::StoreU(sum, df, received.sum + i);
+    hn::StoreU(squares, df, received.squares + i);
+    hn::StoreU(recent, df, received.recent + i);
   }
 }
 
@@ -92,7 +100,7 @@ HWY_EXPORT(SumOfSquaresT);
 HWY_EXPORT(AddReceivedT);
 
 void AttendRange(const RangeView& range, const QueryTile& tile, Partial* partials,
-                 RangeProbabilities& p) {
+                 RangeProbabilities* p) {
   HWY_DYNAMIC_DISPATCH(AttendRangeT)(range, tile, partials, p);
 }
 
@@ -102,9 +110,9 @@ void ScaleAndAdd(float* into, float keep, const float* add, float factor, size_t
 
 float SumOfSquares(const float* p, size_t n) { return HWY_DYNAMIC_DISPATCH(SumOfSquaresT)(p, n); }
 
-void AddReceived(const float* p, float factor, float weight, size_t n, float* sum, float* squares,
-                 float* recent) {
-  HWY_DYNAMIC_DISPATCH(AddReceivedT)(p, factor, weight, n, sum, squares, recent);
+void AddReceived(const RangeProbabilities* p, size_t slot, absl::Span<const float> factors,
+                 const float* weights, size_t n, const ReceivedAttention& received) {
+  HWY_DYNAMIC_DISPATCH(AddReceivedT)(p, slot, factors, weights, n, received);
 }
 
 }  // namespace whit

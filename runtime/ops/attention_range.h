@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "controller/token_signals.h"
 #include "kvpool/key_means.h"
 #include "kvpool/page.h"
 
@@ -68,13 +69,14 @@ struct RangeView {
   const float* mean(uint16_t block) const { return means->mean(block, layer, kv_head); }
 };
 
-// p of a tile's queries for the slots of a range: [query][slot], 16 slots a page.
-using RangeProbabilities = float[kQueryTile][kRangeTokens];
+// p of a query for the slots of a range, 16 slots a page. Rows of several queries, side by side, do
+// not compete for the same sets of the first-level cache.
+using RangeProbabilities = float[kRangeTokens + 16];
 
 // A tile of queries against one range. The last query sees a token of it; the partial of one that
 // does not means nothing, and its p are then not 0.
 void AttendRange(const RangeView& range, const QueryTile& tile, Partial* partials,
-                 RangeProbabilities& p);
+                 RangeProbabilities* p);
 
 // into[i] = into[i] * keep + add[i] * factor
 void ScaleAndAdd(float* into, float keep, const float* add, float factor, size_t n);
@@ -82,10 +84,11 @@ void ScaleAndAdd(float* into, float keep, const float* add, float factor, size_t
 // The sum of p[i]^2.
 float SumOfSquares(const float* p, size_t n);
 
-// What n tokens receive from a query that attends to them with probabilities p * factor, and whose
-// recent attention counts `weight`: added to sum, squares and recent (token_signals.h), [n].
-void AddReceived(const float* p, float factor, float weight, size_t n, float* sum, float* squares,
-                 float* recent);
+// What n tokens receive from queries that attend to them with probabilities p[i] * factors[i], and
+// whose recent attention counts weights[i]: added, query by query, to sum, squares and recent
+// (token_signals.h), [n]. p[i] begin at `slot` of their range.
+void AddReceived(const RangeProbabilities* p, size_t slot, absl::Span<const float> factors,
+                 const float* weights, size_t n, const ReceivedAttention& received);
 
 }  // namespace whit
 

@@ -101,7 +101,7 @@ struct MeanScores {
 // scores; probabilities and, for quantized values, integer weights; values.
 template <CpuExtension kExtension, int kQueries, int kDim>
 void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials,
-                RangeProbabilities& p) {
+                RangeProbabilities* p) {
   const int head_dim = kDim != 0 ? kDim : range.head_dim;
   const size_t num_pages = range.pages.size();
   const PagesByRung by_rung(range.pages);
@@ -176,7 +176,7 @@ void AttendTile(const RangeView& range, const QueryTile& tile, Partial* partials
 
 template <CpuExtension kExtension, int kDim>
 HWY_INLINE void AttendTileOfDim(const RangeView& range, const QueryTile& tile, Partial* partials,
-                                RangeProbabilities& p) {
+                                RangeProbabilities* p) {
   switch (tile.count) {
     case 1:
       return AttendTile<kExtension, 1, kDim>(range, tile, partials, p);

@@ -100,8 +100,8 @@ std::vector<std::vector<double>> ReferenceModel::Forward(absl::Span<const int32_
       Vector value = Multiply(layer.value, normed);
       ApplyRope(static_cast<int>(position), query);
       ApplyRope(static_cast<int>(position), key);
-      Store(key);
-      Store(value);
+      Store(key, /*bfloat16=*/false);
+      Store(value, /*bfloat16=*/rounding_ == Rounding::kBFloat16);
       keys[l].push_back(std::move(key));
       values[l].push_back(std::move(value));
       const Vector attended = Multiply(layer.attention_output, Attend(query, keys[l], values[l]));
@@ -169,11 +169,11 @@ void ReferenceModel::ApplyRope(int position, Vector& heads) const {
   }
 }
 
-void ReferenceModel::Store(Vector& heads) const {
+void ReferenceModel::Store(Vector& heads, bool bfloat16) const {
   if (rounding_ == Rounding::kNone) return;
   for (size_t head = 0; head < heads.size(); head += head_dim_) {
     Vector stored = Hadamard(absl::MakeConstSpan(heads).subspan(head, head_dim_));
-    for (double& x : stored) x = RoundToHalf(x);
+    for (double& x : stored) x = bfloat16 ? RoundToBFloat16(RoundToHalf(x)) : RoundToHalf(x);
     const Vector restored = Hadamard(stored);
     std::copy(restored.begin(), restored.end(), heads.begin() + static_cast<ptrdiff_t>(head));
   }
@@ -185,12 +185,17 @@ ReferenceModel::Vector ReferenceModel::Attend(const Vector& query, absl::Span<co
   for (size_t head = 0; head < num_heads_; ++head) {
     const size_t q = head * head_dim_, kv = head / (num_heads_ / num_kv_heads_) * head_dim_;
     Vector weights;
-    double total = 0;
     for (const Vector& key : keys) {
       double score = 0;
       for (size_t i = 0; i < head_dim_; ++i) score += query[q + i] * key[kv + i];
-      weights.push_back(std::exp(score / std::sqrt(static_cast<double>(head_dim_))));
-      total += weights.back();
+      weights.push_back(score / std::sqrt(static_cast<double>(head_dim_)));
+    }
+    const double largest = *std::max_element(weights.begin(), weights.end());
+    double total = 0;
+    for (double& weight : weights) {
+      weight = std::exp(weight - largest);
+      total += weight;
+      if (rounding_ == Rounding::kBFloat16) weight = RoundToBFloat16(weight);
     }
     for (size_t t = 0; t < values.size(); ++t) {
       for (size_t i = 0; i < head_dim_; ++i) out[q + i] += weights[t] / total * values[t][kv + i];

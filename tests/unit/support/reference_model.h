@@ -17,7 +17,8 @@ class ReferenceModel {
  public:
   // What Model rounds on purpose: activations that meet a quantized matrix, to 8 or 16 bits with
   // one scale for 32 columns, or to bfloat16 as its weights then are; keys and values to fp16,
-  // after a Hadamard rotation of each head.
+  // after a Hadamard rotation of each head. With kBFloat16 attention's values and probabilities,
+  // relative to the largest, are of bfloat16 as well.
   enum class Rounding { kNone, k8Bits, k16Bits, kBFloat16 };
 
   // `file` is a valid llama model.
@@ -42,8 +43,8 @@ class ReferenceModel {
   Vector Normalize(const Vector& x, const Vector& weight) const;
   // Turns each head of `heads` to `position`.
   void ApplyRope(int position, Vector& heads) const;
-  // What is left of keys or values after they were stored.
-  void Store(Vector& heads) const;
+  // What is left of keys or values after they were stored and, if so, rounded to bfloat16.
+  void Store(Vector& heads, bool bfloat16) const;
   // One token's queries over all keys and values up to its own.
   Vector Attend(const Vector& query, absl::Span<const Vector> keys,
                 absl::Span<const Vector> values) const;

@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "kvpool/quantizer.h"
+#include "runtime/ops/cpu_extension.h"
 #include "tests/unit/support/simd_targets.h"
 
 namespace whit {
@@ -80,14 +82,15 @@ struct RandomSequence {
     EXPECT_TRUE(table.status().ok());
   }
 
-  AttentionSlice Slice(int first, int count, std::vector<float>& out) const {
+  AttentionSlice Slice(int first, int count, bool tiles, std::vector<float>& out) const {
     out.assign(size_t{1} * count * query_size, -1.0f);
     return {.first_row = static_cast<size_t>(first),
             .out = out.data(),
             .out_stride = query_size,
             .num_tokens = count,
             .first_position = first,
-            .kv = &table};
+            .kv = &table,
+            .tiles = tiles};
   }
 
   int tokens;
@@ -97,7 +100,21 @@ struct RandomSequence {
   AttentionQueries queries;
 };
 
+// Of an output whose probabilities and values were rounded to bfloat16, squared and relative.
+constexpr double kBFloat16Error = 1e-5;
+
 constexpr RecentRing kExactRing = {.rung = Rung::kFp16, .tokens = 1 << 20};
+
+bool HasTiles() { return DetectCpuExtension() == CpuExtension::kAmx; }
+
+// Calls body(whether to use AMX tiles) for everything that this CPU can do.
+template <typename Fn>
+void ForEachKernel(Fn body) {
+  ForEachSimdTarget([&] { body(false); });
+  if (!HasTiles()) return;
+  SCOPED_TRACE("AMX tiles");
+  body(true);
+}
 
 double Norm2(const std::vector<float>& v) {
   double sum = 0;
@@ -106,12 +123,12 @@ double Norm2(const std::vector<float>& v) {
 }
 
 // The kernels' error against exact arithmetic on the decoded pages, relative to the output.
-double KernelError(const AttentionShape& shape, const RandomSequence& sequence, int row,
+double KernelError(const AttentionShape& shape, const RandomSequence& sequence, bool tiles, int row,
                    int count) {
   ThreadPool threads(2);
   AttentionScratch scratch;
   std::vector<float> out, expected(sequence.query_size);
-  Attention(shape, 0, sequence.queries, {sequence.Slice(row, count, out)}, threads, scratch);
+  Attention(shape, 0, sequence.queries, {sequence.Slice(row, count, tiles, out)}, threads, scratch);
   AttentionReference(shape, 0, sequence.table, row + count,
                      &sequence.q[(row + count - 1) * sequence.query_size], expected.data());
   out.erase(out.begin(), out.end() - static_cast<ptrdiff_t>(sequence.query_size));
@@ -129,10 +146,12 @@ TEST(AttentionTest, Fp16MatchesReferenceForEveryTargetShapeAndLength) {
       SCOPED_TRACE(testing::Message() << "head_dim " << shape.head_dim << " tokens " << tokens);
       const RandomSequence sequence(shape, tokens, kExactRing, *pool, nullptr, rng,
                                     [] { return Rung::kFp16; });
-      ForEachSimdTarget([&] {
-        for (int count : {1, 7}) {
+      ForEachKernel([&](bool tiles) {
+        for (int count : {1, 7, 40}) {
           if (count > tokens) continue;
-          EXPECT_LT(KernelError(shape, sequence, tokens - count, count), 1e-10) << count;
+          EXPECT_LT(KernelError(shape, sequence, tiles, tokens - count, count),
+                    tiles ? kBFloat16Error : 1e-10)
+              << count;
         }
       });
     }
@@ -160,8 +179,10 @@ TEST(AttentionTest, KernelErrorIsATenthOfTheRungsQuantizationError) {
         AttentionReference(shape, 0, quantized.table, tokens, q, b.data());
         for (size_t i = 0; i < a.size(); ++i) b[i] -= a[i];
         const double quantization = Norm2(b) / Norm2(a);
-        ForEachSimdTarget(
-            [&] { EXPECT_LT(KernelError(shape, quantized, tokens - 1, 1), 0.1 * quantization); });
+        ForEachKernel([&](bool tiles) {
+          EXPECT_LT(KernelError(shape, quantized, tiles, tokens - 1, 1),
+                    std::max(0.1 * quantization, tiles ? kBFloat16Error : 0));
+        });
       }
     }
   }
@@ -175,9 +196,9 @@ TEST(AttentionTest, AnyMixOfRungsMatchesReferenceOnEveryTarget) {
     for (Rung ring : {Rung::kK8V8, Rung::kFp16}) {
       const RandomSequence sequence(shape, 1300, {.rung = ring, .tokens = 20}, *pool, &means, rng,
                                     [&] { return kAllRungs[rng() % kNumRungs]; });
-      ForEachSimdTarget([&] {
+      ForEachKernel([&](bool tiles) {
         for (int row : {1279, 1299}) {  // earlier rows see only tokens of the ring left out
-          EXPECT_LT(KernelError(shape, sequence, row, 1), 1e-4) << row;
+          EXPECT_LT(KernelError(shape, sequence, tiles, row, 1), 1e-4) << row;
         }
       });
     }
@@ -199,45 +220,63 @@ TEST(AttentionTest, ExtremeScoresStayFinite) {
     AttentionScratch scratch;
     AttentionQueries queries(shape, 1);
     queries.SetRow(0, q.data());
-    Attention(
-        shape, 0, queries,
-        {{.out = out.data(), .out_stride = 16, .num_tokens = 1, .first_position = 1, .kv = &table}},
-        threads, scratch);
     // The second token takes all.
     std::vector<float> k, v;
     table.Read(0, 0, &k, &v);
     RotateHadamard(v.data() + 16, 16);
-    for (int i = 0; i < 16; ++i) EXPECT_NEAR(out[i], v[16 + i], 0.02f) << RungName(rung);
+    for (bool tiles : {false, true}) {
+      if (tiles && !HasTiles()) continue;
+      Attention(shape, 0, queries,
+                {{.out = out.data(),
+                  .out_stride = 16,
+                  .num_tokens = 1,
+                  .first_position = 1,
+                  .kv = &table,
+                  .tiles = tiles}},
+                threads, scratch);
+      for (int i = 0; i < 16; ++i) EXPECT_NEAR(out[i], v[16 + i], 0.02f) << RungName(rung);
+    }
   }
 }
 
-TEST(AttentionTest, ARowIsBitwiseTheSameAloneBatchedAndInAnyChunk) {
+void ExpectRowsBitwiseTheSame(bool tiles) {
   const AttentionShape shape = Shape(6, 2, 64);
   const auto pool = MakePool(64);
   std::mt19937 rng(3);
   const KeyMeans means = MakeMeans(shape, rng);
-  for (const RecentRing& ring : {kExactRing, RecentRing{.rung = Rung::kK8V8, .tokens = 1000}}) {
+  for (const RecentRing& ring : {kExactRing, RecentRing{.rung = Rung::kK8V8, .tokens = 400}}) {
     const RandomSequence sequence(shape, 1300, ring, *pool, &means, rng,
-                                  [] { return Rung::kK4V2; });
+                                  [&] { return kAllRungs[rng() % kNumRungs]; });
     ThreadPool one(1), three(3);
     AttentionScratch scratch;
     std::vector<float> whole, out, other;
     const int first = 320;
-    Attention(shape, 0, sequence.queries, {sequence.Slice(first, 1300 - first, whole)}, three,
-              scratch);
+    Attention(shape, 0, sequence.queries, {sequence.Slice(first, 1300 - first, tiles, whole)},
+              three, scratch);
     for (int row : {321, 511, 512, 600, 1023, 1024, 1299}) {
       SCOPED_TRACE(row);
       const size_t bytes = sequence.query_size * sizeof(float);
       const float* expected = whole.data() + (row - first) * sequence.query_size;
-      Attention(shape, 0, sequence.queries, {sequence.Slice(row, 1, out)}, one, scratch);
+      Attention(shape, 0, sequence.queries, {sequence.Slice(row, 1, tiles, out)}, one, scratch);
       EXPECT_EQ(std::memcmp(out.data(), expected, bytes), 0) << "alone";
       Attention(shape, 0, sequence.queries,
-                {sequence.Slice(700, 77, other), sequence.Slice(row, 1, out)}, three, scratch);
+                {sequence.Slice(700, 77, tiles, other), sequence.Slice(row, 1, tiles, out)}, three,
+                scratch);
       EXPECT_EQ(std::memcmp(out.data(), expected, bytes), 0) << "batched";
-      Attention(shape, 0, sequence.queries, {sequence.Slice(row - 1, 2, out)}, three, scratch);
+      Attention(shape, 0, sequence.queries, {sequence.Slice(row - 1, 2, tiles, out)}, three,
+                scratch);
       EXPECT_EQ(std::memcmp(out.data() + sequence.query_size, expected, bytes), 0) << "other chunk";
     }
   }
+}
+
+TEST(AttentionTest, ARowIsBitwiseTheSameAloneBatchedAndInAnyChunk) {
+  ExpectRowsBitwiseTheSame(/*tiles=*/false);
+}
+
+TEST(AttentionTest, ARowOnTilesIsBitwiseTheSameAloneBatchedAndInAnyChunk) {
+  if (!HasTiles()) GTEST_SKIP() << "this CPU has no AMX";
+  ExpectRowsBitwiseTheSame(/*tiles=*/true);
 }
 
 // What undecided tokens receive, by the definition: probabilities of every query in double.
@@ -293,10 +332,10 @@ TEST(AttentionTest, TallyAndSquaresAreThoseOfTheProbabilities) {
         if (count > tokens) continue;
         SCOPED_TRACE(testing::Message()
                      << "heads " << shape.num_heads << " tokens " << tokens << " rows " << count);
-        ForEachSimdTarget([&] {
+        ForEachKernel([&](bool tiles) {
           AttentionTally tally(1, shape.num_kv_heads, first_undecided);
           std::vector<float> out, squares(count * shape.num_heads);
-          AttentionSlice slice = sequence.Slice(tokens - count, count, out);
+          AttentionSlice slice = sequence.Slice(tokens - count, count, tiles, out);
           slice.tally = &tally;
           slice.squared_probabilities = squares.data();
           for (int head = 0; head < shape.num_kv_heads; ++head) {
@@ -330,13 +369,13 @@ TEST(AttentionTest, TallyIsBitwiseTheSameOnAnyNumberOfThreadsAndAddsUpOverCalls)
   std::mt19937 rng(5);
   const RandomSequence sequence(shape, 700, kExactRing, *pool, nullptr, rng,
                                 [] { return Rung::kFp16; });
-  const auto run = [&](int num_threads) {
+  const auto run = [&](int num_threads, bool tiles) {
     AttentionTally tally(1, 2, 480);
     ThreadPool threads(num_threads);
     AttentionScratch scratch;
     std::vector<float> out;
     for (int head = 0; head < 2; ++head) tally.Append(0, head, 220);
-    AttentionSlice slice = sequence.Slice(550, 150, out);
+    AttentionSlice slice = sequence.Slice(550, 150, tiles, out);
     slice.tally = &tally;
     Attention(shape, 0, sequence.queries, {slice}, threads, scratch);
     const std::vector<float> once(tally.received(0, 1).sum, tally.received(0, 1).sum + 220);
@@ -344,7 +383,10 @@ TEST(AttentionTest, TallyIsBitwiseTheSameOnAnyNumberOfThreadsAndAddsUpOverCalls)
     for (int i = 0; i < 220; ++i) EXPECT_FLOAT_EQ(tally.received(0, 1).sum[i], 2 * once[i]);
     return once;
   };
-  EXPECT_EQ(run(1), run(3));
+  for (bool tiles : {false, true}) {
+    if (tiles && !HasTiles()) continue;
+    EXPECT_EQ(run(1, tiles), run(2, tiles));
+  }
 }
 
 }  // namespace
