@@ -9,15 +9,8 @@
 #include <cstring>
 
 #include "runtime/ops/amx.h"
+#include "runtime/ops/amx_vector.h"
 #include "runtime/ops/packed_matrix.h"
-
-#if !defined(__clang__)
-// GCC 12 warns of the vectors that its intrinsics leave undefined on purpose.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-// Whoever has AMX has these.
-#define WHIT_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
 
 namespace whit {
 namespace {
@@ -41,14 +34,6 @@ WHIT_AVX512 inline __m512 LoadScales(const std::byte* scales, size_t set, bool f
   const std::byte* from = scales + set * kPanelRows * (f32 ? 4 : 2);
   if (f32) return _mm512_loadu_ps(from);
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-// Pairs of bfloat16, `even` in the lower halves; rounded to nearest, ties away from zero.
-WHIT_AVX512 inline __m512i RoundPairs(__m512 even, __m512 odd) {
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-  return _mm512_mask_blend_epi16(0xAAAAAAAA, low, high);
 }
 
 // 1 + code / 16 of the 4-bit codes at bit kBit of each lane.
