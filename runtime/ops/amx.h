@@ -20,23 +20,39 @@ inline constexpr size_t kTileRowBytes = 64;
 inline constexpr size_t kTileBytes = kTileRows * kTileRowBytes;
 inline constexpr size_t kTileColumns = 32;  // of bfloat16
 
-// While it exists, its thread may use all eight tiles, each of the full size.
+// While it exists, its thread may use all eight tiles, each of the full size. What another library
+// had configured for the thread is so again afterwards.
 class Tiles {
  public:
   Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1;
-      uint8_t start_row = 0;
-      uint8_t reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    asm volatile("ldtilecfg %0" ::"m"(config));
+    asm volatile("sttilecfg %0" : "=m"(previous_));
+    Configuration all;
+    all.palette = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+      all.row_bytes[tile] = kTileRowBytes;
+      all.rows[tile] = kTileRows;
+    }
+    asm volatile("ldtilecfg %0" ::"m"(all));
   }
-  // Else the operating system would go on saving them.
-  ~Tiles() { asm volatile("tilerelease"); }
+  ~Tiles() {
+    if (previous_.palette != 0) {
+      asm volatile("ldtilecfg %0" ::"m"(previous_));
+    } else {
+      asm volatile("tilerelease");  // else the operating system would go on saving them
+    }
+  }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  struct alignas(64) Configuration {
+    uint8_t palette = 0;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  };
+  Configuration previous_;
 };
 
 template <int kTile>

@@ -55,6 +55,7 @@ TEST(AmxTest, TilesMultiply) {
   }
   {
     const amx::Tiles tiles;
+    { const amx::Tiles others; }  // which leaves these as they were
     amx::ZeroTile<7>();
     amx::LoadTile<0>(rows, amx::kTileRowBytes);
     amx::LoadTile<1>(outputs, amx::kTileRowBytes);
