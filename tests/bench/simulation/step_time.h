@@ -19,8 +19,8 @@ struct StepCosts {
 };
 
 // Of SmolLM2-135M-Instruct Q4_1 on two cores of an Intel Xeon with AVX-512 VNNI, fitted to what
-// `whit-bench` measured there while prompts were multiplied without AMX. What demoting pages costs is
-// not in it.
+// `whit-bench` measured there while prompts were multiplied without AMX. What demoting pages costs
+// is not in it.
 StepCosts MeasuredStepCosts();
 
 // `bits`: what an element of the slices' contexts takes in the mean.
