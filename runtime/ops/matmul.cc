@@ -249,15 +249,18 @@ HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationFormat form
   *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
 }
 
+// The group at x or, of a row that ends after fewer columns, a copy padded with zeros.
+HWY_INLINE const float* WholeGroup(const float* x, size_t columns, float (&padded)[kGroupColumns]) {
+  if (columns >= kGroupColumns) return x;
+  std::fill(std::copy(x, x + columns, padded), std::end(padded), 0.0f);
+  return padded;
+}
+
 void QuantizeRow(const float* x, size_t columns, ActivationFormat format,
                  Activations::RowCodes row) {
   for (size_t begin = 0; begin < columns; begin += kGroupColumns) {
-    const float* group = x + begin;
     float padded[kGroupColumns];
-    if (columns - begin < kGroupColumns) {
-      std::fill(std::copy(group, x + columns, padded), std::end(padded), 0.0f);
-      group = padded;
-    }
+    const float* group = WholeGroup(x + begin, columns - begin, padded);
     QuantizeGroup(group, format, row.codes, row.low_codes, row.scale, row.sum);
     row.codes += row.code_stride;
     row.low_codes += row.code_stride;
@@ -273,12 +276,8 @@ void RoundRow(const float* HWY_RESTRICT x, size_t columns, size_t stride,
   const hn::Rebind<uint32_t, DF> du;
   const hn::Rebind<uint16_t, DF> du16;
   for (size_t begin = 0; begin < columns; begin += kGroupColumns, to += stride) {
-    const float* group = x + begin;
     float padded[kGroupColumns];
-    if (columns - begin < kGroupColumns) {
-      std::fill(std::copy(group, x + columns, padded), std::end(padded), 0.0f);
-      group = padded;
-    }
+    const float* group = WholeGroup(x + begin, columns - begin, padded);
     for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
       const auto bits = hn::Add(hn::BitCast(du, hn::LoadU(df, group + i)), hn::Set(du, 0x8000));
       const auto high = hn::BitCast(hn::Rebind<int32_t, DF>(), hn::ShiftRight<16>(bits));
