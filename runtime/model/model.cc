@@ -216,7 +216,7 @@ void Model::RotateRows() {
         RotatePairs(heads + head * head_dim, dims, cosines_.data() + row * dims,
                     sines_.data() + row * dims);
       }
-      queries_.SetRow(row, heads);
+      queries_.SetRow(row, heads, activation_formats_[row] == ActivationFormat::kBFloat16);
       for (size_t head = num_heads; head < num_heads + 2 * num_kv_heads; ++head) {
         RotateHadamard(heads + head * head_dim, config_.head_dim);
       }

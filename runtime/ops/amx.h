@@ -8,8 +8,6 @@
 #ifndef WHIT_RUNTIME_OPS_AMX_H_
 #define WHIT_RUNTIME_OPS_AMX_H_
 
-#if defined(__x86_64__)
-
 #include <cstddef>
 #include <cstdint>
 
@@ -17,8 +15,11 @@ namespace whit::amx {
 
 inline constexpr size_t kTileRows = 16;
 inline constexpr size_t kTileRowBytes = 64;
-inline constexpr size_t kTileBytes = kTileRows * kTileRowBytes;
-inline constexpr size_t kTileColumns = 32;  // of bfloat16
+// Of bfloat16:
+inline constexpr size_t kTileColumns = 32;
+inline constexpr size_t kTileElements = kTileRows * kTileColumns;
+
+#if defined(__x86_64__)
 
 // While it exists, its thread may use all eight tiles, each of the full size. What another library
 // had configured for the thread is so again afterwards.
@@ -76,7 +77,8 @@ inline void MultiplyTiles() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
+#endif  // __x86_64__
+
 }  // namespace whit::amx
 
-#endif  // __x86_64__
 #endif  // WHIT_RUNTIME_OPS_AMX_H_

@@ -15,8 +15,7 @@
 namespace whit {
 namespace {
 
-static_assert(kPanelRows == amx::kTileRows && Activations::kTileRows == amx::kTileRows &&
-                  kGroupColumns == amx::kTileColumns,
+static_assert(kPanelRows == amx::kTileRows && kGroupColumns == amx::kTileColumns,
               "a panel's group is a tile");
 
 // A panel's groups that are unpacked at once: those of two panels stay in the second-level cache.
@@ -25,10 +24,8 @@ constexpr size_t kGroupsAtOnce = 48;
 // How far ahead of unpacking a panel's groups are fetched; panels follow each other in memory.
 constexpr size_t kPrefetchBytes = 16384;
 
-constexpr size_t kTileElements = amx::kTileBytes / sizeof(uint16_t);
-
 // [group][16 pairs of columns][16 rows of the panel][2], bfloat16.
-using UnpackedPanel = uint16_t[kGroupsAtOnce * kTileElements];
+using UnpackedPanel = uint16_t[kGroupsAtOnce * amx::kTileElements];
 
 WHIT_AVX512 inline __m512 LoadScales(const std::byte* scales, size_t set, bool f32) {
   const std::byte* from = scales + set * kPanelRows * (f32 ? 4 : 2);
@@ -102,7 +99,7 @@ WHIT_AVX512 void UnpackGroups(const std::byte* group, size_t count, uint16_t* ti
     for (size_t line = 0; line < kBytes; line += 64) {
       __builtin_prefetch(group + kPrefetchBytes + line);
     }
-    UnpackGroup<kFormat>(group, tiles + g * kTileElements);
+    UnpackGroup<kFormat>(group, tiles + g * amx::kTileElements);
   }
 }
 
@@ -181,7 +178,7 @@ void MultiplyBlock(const uint16_t* const (&rows)[2], const UnpackedPanel* panels
   if (kTwoRows) BeginSums<2>(tiles[1][0], keep);
   if (kTwoRows && kTwoPanels) BeginSums<3>(tiles[1][1], keep);
   for (size_t g = 0; g < groups; ++g) {
-    const size_t element = g * kTileElements;
+    const size_t element = g * amx::kTileElements;
     if (!keep) {
       tiles[0][0].Prefetch(g);
       if (kTwoPanels) tiles[0][1].Prefetch(g);

@@ -13,7 +13,6 @@
 namespace whit {
 namespace {
 
-constexpr size_t kTileElements = amx::kTileBytes / sizeof(uint16_t);
 constexpr size_t kRowBytes = QuantizedPageLayout::kRowBytes;
 constexpr size_t kPagesAhead = 4;
 
@@ -98,7 +97,7 @@ WHIT_AVX512 void DecodeQuantizedValues(const std::byte* codes, int head_dim, uin
     for (size_t block = 0; block < static_cast<size_t>(head_dim) / 16; ++block) {
       for (size_t plane = 0; plane < kPlanes; ++plane) {
         decoder.Store(LoadRow(codes + (block * kPlanes + plane) * kRowBytes),
-                      tiles + block * kTileElements, 2 * (part * kPlanes + plane));
+                      tiles + block * amx::kTileElements, 2 * (part * kPlanes + plane));
       }
     }
   }
@@ -106,7 +105,7 @@ WHIT_AVX512 void DecodeQuantizedValues(const std::byte* codes, int head_dim, uin
 
 WHIT_AVX512 void DecodeFp16Values(const std::byte* values, int head_dim, uint16_t* tiles) {
   for (int dim = 0; dim < head_dim; dim += 16) {
-    uint16_t* tile = tiles + dim / 16 * kTileElements;
+    uint16_t* tile = tiles + dim / 16 * amx::kTileElements;
     for (size_t pair = 0; pair < kPairsOfPage; ++pair) {
       StorePairs(tile, pair,
                  RoundPairs(LoadHalves(values, 2 * pair * head_dim + dim),
@@ -228,8 +227,8 @@ void AmxRange::DecodeValues(const std::byte* page, Rung rung, size_t index) {
 
 void AmxRange::ClearValues(size_t index) {
   uint16_t* tiles = values_of(index);
-  for (int dim = 0; dim < head_dim_; dim += 16, tiles += kTileElements) {
-    std::fill_n(tiles, kTileElements / 2, uint16_t{0});
+  for (int dim = 0; dim < head_dim_; dim += 16, tiles += amx::kTileElements) {
+    std::fill_n(tiles, amx::kTileElements / 2, uint16_t{0});
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "absl/types/span.h"
 #include "hwy/aligned_allocator.h"
+#include "runtime/ops/amx.h"
 #include "runtime/ops/attention_range.h"
 
 namespace whit {
@@ -39,7 +40,7 @@ class AmxRange {
   const uint16_t* low_keys(size_t page) const { return low_keys_.get() + page * page_elements(); }
   // [16 pairs of tokens][16 dims][2] of two pages, the first of them even.
   const uint16_t* values(size_t pair, size_t dim_block) const {
-    return values_.get() + (pair * head_dim_ / 16 + dim_block) * kTileElements;
+    return values_.get() + (pair * head_dim_ / 16 + dim_block) * amx::kTileElements;
   }
   // Of a page's 16 slots. Scales of FP16 are 1.
   const float* key_scales(size_t page) const { return key_scales_[page]; }
@@ -73,12 +74,11 @@ class AmxRange {
   uint8_t mean_of(size_t page) const { return mean_of_[page]; }
 
  private:
-  static constexpr size_t kTileElements = 512;
-
   size_t page_elements() const { return tile_dims_ * kTileTokens; }
   // The first of a pair of pages has the first half of each of its tiles.
   uint16_t* values_of(size_t page) {
-    return values_.get() + page / 2 * 2 * kTileTokens * head_dim_ + page % 2 * kTileElements / 2;
+    return values_.get() + page / 2 * 2 * kTileTokens * head_dim_ +
+           page % 2 * amx::kTileElements / 2;
   }
   void DecodeKeys(const std::byte* page, Rung rung, size_t index);
   void DecodeValues(const std::byte* page, Rung rung, size_t index);

@@ -5,129 +5,70 @@
 #include <utility>
 
 #include "kvpool/quantizer.h"
+#include "runtime/ops/attention_plan.h"
 #include "runtime/ops/attention_range.h"
 
 namespace whit {
 namespace {
 
-// One KV head of one slice; its queries are numbered row by row, heads of the GQA group together.
-struct HeadJob {
-  const AttentionSlice* slice;
-  int kv_head;
-  absl::Span<const PageEntry> pages;
-  std::vector<int> range_starts;  // tokens before each range, and the number of tokens in all
-  // If the slice has a tally: pages from here on have undecided tokens, 16 a page but the last.
-  int first_undecided_page = 0;
-  int query_tile = kQueryTile;  // queries that share a pass over a range
-
-  absl::Span<const PageEntry> PagesOf(int range) const {
-    return pages.subspan(size_t{1} * range * kRangePages, kRangePages);
-  }
-  // Ranges that hold one of the first `visible` tokens.
-  int NumRanges(int visible) const {
-    const auto end = range_starts.end() - 1;
-    return static_cast<int>(std::lower_bound(range_starts.begin(), end, visible) -
-                            range_starts.begin());
-  }
-  int first_undecided_range() const { return first_undecided_page / kRangePages; }
-  size_t undecided_slots() const { return (pages.size() - first_undecided_page) * kTileTokens; }
-};
-
-// What a thread works on at a time: a few tiles of queries against all of a job's pages or, where
-// there are few queries, against one range.
-struct Item {
-  static constexpr int kAllRanges = -1;
-
-  int job;
-  int first_query;
-  int num_queries;
-  int range = kAllRanges;
-  // In scratch memory. Of all ranges, if the slice has a tally: sum, squares and recent of each
-  // undecided slot, from these queries alone. They are added up in order, whatever thread was
-  // first.
-  float* received = nullptr;
-  // Of one range: records of a partial for each query; and its p, if it has undecided tokens.
-  float* partials = nullptr;
-  RangeProbabilities* p = nullptr;
-};
-
-// Queries of an item: where there is a tally, more of them make less to add up.
-constexpr int kItemQueriesWithTally = 8 * kQueryTile;
-constexpr int kMaxItemQueries = std::max(kItemQueriesWithTally, AmxAttention::kMaxQueries);
-
-constexpr size_t kRowFloats = sizeof(RangeProbabilities) / sizeof(float);
-
-int DivideUp(int n, int by) { return (n + by - 1) / by; }
-
 // Of scratch memory, for jobs to be finished by one thread.
 constexpr size_t kFewFloats = 8192;
 
-// A partial in scratch memory.
-constexpr size_t kRecordHeader = 16;
 void StorePartial(const Partial& partial, float* record) {
   record[0] = partial.max;
   record[1] = partial.sum;
   record[2] = partial.squares;
 }
 Partial LoadPartial(float* record) {
-  return {
-      .max = record[0], .sum = record[1], .squares = record[2], .values = record + kRecordHeader};
+  return {.max = record[0],
+          .sum = record[1],
+          .squares = record[2],
+          .values = record + AttentionPlan::kRecordHeader};
 }
 
 class Attender {
  public:
   Attender(const AttentionShape& shape, int layer, const AttentionQueries& queries,
-           absl::Span<const AttentionSlice> slices);
+           absl::Span<const AttentionSlice> slices, ThreadPool& pool);
 
-  void Run(ThreadPool& pool, AttentionScratch& scratch);
+  void Run(AttentionScratch& scratch);
 
  private:
-  int NumQueries(const HeadJob& job) const { return job.slice->num_tokens * group_; }
-  int Visible(const HeadJob& job, int query) const {
-    return job.slice->first_position + query / group_ + 1;
-  }
+  const HeadJob& JobOf(const AttentionItem& item) const { return plan_.jobs()[item.job]; }
   // The first of an item's queries that sees something of a range, or num_queries.
-  int FirstToSee(const Item& item, int range) const {
-    const HeadJob& job = jobs_[item.job];
-    const int query = (job.range_starts[range] - job.slice->first_position) * group_;
+  int FirstToSee(const AttentionItem& item, int range) const {
+    const HeadJob& job = JobOf(item);
+    const int query = (job.range_starts[range] - job.slice->first_position) * job.group;
     return std::clamp(query - item.first_query, 0, item.num_queries);
   }
-  // For an item's queries: kernels write whole tiles.
-  static size_t NumRows(const HeadJob& job, const Item& item) {
-    return size_t{1} * DivideUp(item.num_queries, job.query_tile) * job.query_tile;
-  }
-  size_t record_floats() const { return kRecordHeader + shape_.head_dim; }
-
-  HeadJob MakeJob(const AttentionSlice& slice, int kv_head) const;
-  // Appends the items of a job and returns the floats of scratch memory that they need.
-  size_t AddItems(int job, bool split);
-  void GiveMemory(float* memory);
 
   AttentionQueries::View ViewQuery(const HeadJob& job, int query) const {
-    return queries_.view(job.slice->first_row + query / group_,
-                         job.kv_head * group_ + query % group_);
+    return queries_.view(job.slice->first_row + query / job.group,
+                         job.kv_head * job.group + query % job.group);
   }
   // Called before the ranges of an item.
-  void SetQueries(const Item& item, AttentionScratch::Thread& thread) const;
-  void RunAllRanges(const Item& item, AttentionScratch::Thread& thread) const;
+  void SetQueries(const AttentionItem& item, AttentionScratch::Thread& thread) const;
+  void RunAllRanges(const AttentionItem& item, AttentionScratch::Thread& thread) const;
   void RunOneRange(size_t item, size_t likely_next, AttentionScratch::Thread& thread) const;
   // The partials of an item's queries, but for those that do not see the range. `fetched` and
   // `next` as in RangeView. Unless keep_p, each tile of queries has its p where the first has.
-  void RunRange(const Item& item, int range, bool fetched, absl::Span<const PageEntry> next,
-                AttentionScratch::Thread& thread, Partial* partials, RangeProbabilities* p,
-                bool keep_p) const;
+  void RunRange(const AttentionItem& item, int range, bool fetched,
+                absl::Span<const PageEntry> next, AttentionScratch::Thread& thread,
+                Partial* partials, RangeProbabilities* p, bool keep_p) const;
   QueryTile MakeTile(const HeadJob& job, int first_query, int count) const;
   // What is left of a job when its items have run; `items` are all of them.
-  void Finish(const HeadJob& job, absl::Span<const Item> items) const;
+  void Finish(const HeadJob& job, absl::Span<const AttentionItem> items) const;
   // Of the items of the same queries.
-  void FinishRanges(absl::Span<const Item> ranges, const ReceivedAttention& received) const;
+  void FinishRanges(absl::Span<const AttentionItem> ranges,
+                    const ReceivedAttention& received) const;
 
   void Merge(Partial& into, const Partial& from) const;
   void Write(const HeadJob& job, int query, const Partial& merged) const;
   // Adds what the undecided tokens of a range receive from an item's queries: p and its `maxima` of
   // that range, and the queries' softmax over all ranges.
-  void AddToReceived(const Item& item, int range, const RangeProbabilities* p, const float* maxima,
-                     const Partial* merged, const ReceivedAttention& received) const;
+  void AddToReceived(const AttentionItem& item, int range, const RangeProbabilities* p,
+                     const float* maxima, const Partial* merged,
+                     const ReceivedAttention& received) const;
   ReceivedAttention ReceivedInTally(const HeadJob& job) const {
     return job.slice->tally->received(layer_, job.kv_head);
   }
@@ -135,130 +76,53 @@ class Attender {
   const AttentionShape& shape_;
   const int layer_;
   const AttentionQueries& queries_;
-  const int group_;
-  std::vector<HeadJob> jobs_;
+  ThreadPool& pool_;
+  AttentionPlan plan_;
   std::vector<float> decays_;  // kRecentDecay^n; as many as a slice with a tally needs
-  std::vector<Item> items_;
-  std::vector<size_t> first_items_;  // of each job, and the number of items
 };
 
 Attender::Attender(const AttentionShape& shape, int layer, const AttentionQueries& queries,
-                   absl::Span<const AttentionSlice> slices)
+                   absl::Span<const AttentionSlice> slices, ThreadPool& pool)
     : shape_(shape),
       layer_(layer),
       queries_(queries),
-      group_(shape.num_heads / shape.num_kv_heads) {
-  jobs_.reserve(slices.size() * shape.num_kv_heads);
-  decays_.push_back(1);
+      pool_(pool),
+      plan_(shape, layer, slices, pool.num_threads()),
+      decays_({1}) {
   for (const AttentionSlice& slice : slices) {
     while (slice.tally != nullptr && static_cast<int>(decays_.size()) <= slice.num_tokens) {
       decays_.push_back(decays_.back() * kRecentDecay);
     }
-    for (int head = 0; head < shape.num_kv_heads; ++head) jobs_.push_back(MakeJob(slice, head));
   }
 }
 
-HeadJob Attender::MakeJob(const AttentionSlice& slice, int kv_head) const {
-  HeadJob job = {.slice = &slice,
-                 .kv_head = kv_head,
-                 .pages = slice.kv->pages(layer_, kv_head),
-                 .range_starts = {}};
-  int tokens = 0;
-  for (size_t i = 0; i < job.pages.size(); ++i) {
-    if (i % kRangePages == 0) job.range_starts.push_back(tokens);
-    tokens += job.pages[i].tokens;
-  }
-  job.range_starts.push_back(tokens);
-  if (slice.tiles) job.query_tile = AmxAttention::kQueryTile;
-  if (slice.tally != nullptr) {
-    const int undecided = slice.tally->num_tokens(layer_, kv_head);
-    job.first_undecided_page =
-        static_cast<int>(job.pages.size()) - static_cast<int>(PagesFor(undecided));
-  }
-  return job;
-}
-
-void Attender::Run(ThreadPool& pool, AttentionScratch& scratch) {
-  // Few queries over long contexts are split by range as well; many are enough work by themselves.
-  int work = 0;
-  for (const HeadJob& job : jobs_) {
-    work += job.slice->tiles ? 2 * DivideUp(NumQueries(job), AmxAttention::kMaxQueries)
-                             : DivideUp(NumQueries(job), kQueryTile);
-  }
-  const bool split = work < 8 * pool.num_threads();
-  size_t floats = 0;
-  for (size_t job = 0; job < jobs_.size(); ++job) {
-    first_items_.push_back(items_.size());
-    floats += AddItems(static_cast<int>(job), split);
-  }
-  first_items_.push_back(items_.size());
-  GiveMemory(scratch.shared.Reserve(floats));
-  scratch.by_thread.resize(pool.num_threads());
-
+void Attender::Run(AttentionScratch& scratch) {
+  const size_t floats = plan_.scratch_floats();
+  plan_.GiveMemory(scratch.shared.Reserve(floats));
+  scratch.by_thread.resize(pool_.num_threads());
   for (AttentionScratch::Thread& thread : scratch.by_thread) thread.fetched_item = 0;
 
-  pool.ParallelFor(items_.size(), 1, [&](size_t begin, size_t end, int thread) {
+  const absl::Span<const AttentionItem> items = plan_.items();
+  pool_.ParallelFor(items.size(), 1, [&](size_t begin, size_t end, int thread) {
     for (size_t i = begin; i < end; ++i) {
-      if (items_[i].range == Item::kAllRanges) {
-        RunAllRanges(items_[i], scratch.by_thread[thread]);
+      if (items[i].range == AttentionItem::kAllRanges) {
+        RunAllRanges(items[i], scratch.by_thread[thread]);
       } else {
         // Threads that are equally fast take turns.
-        RunOneRange(i, i + pool.num_threads(), scratch.by_thread[thread]);
+        RunOneRange(i, i + pool_.num_threads(), scratch.by_thread[thread]);
       }
     }
   });
   const auto finish = [&](size_t begin, size_t end, int) {
-    for (size_t job = begin; job < end; ++job) {
-      Finish(jobs_[job], absl::MakeConstSpan(items_).subspan(
-                             first_items_[job], first_items_[job + 1] - first_items_[job]));
-    }
+    for (size_t job = begin; job < end; ++job) Finish(plan_.jobs()[job], plan_.ItemsOf(job));
   };
   // A little is done sooner than a thread is woken.
-  if (floats > 0) pool.ParallelFor(jobs_.size(), floats < kFewFloats ? jobs_.size() : 1, finish);
+  const size_t jobs = plan_.jobs().size();
+  if (floats > 0) pool_.ParallelFor(jobs, floats < kFewFloats ? jobs : 1, finish);
 }
 
-size_t Attender::AddItems(int index, bool split) {
-  const HeadJob& job = jobs_[index];
-  const bool tally = job.slice->tally != nullptr;
-  int step = job.slice->tiles ? AmxAttention::kMaxQueries : kQueryTile;
-  if (tally && !split) step = std::max(step, kItemQueriesWithTally);
-  size_t floats = 0;
-  for (int query = 0; query < NumQueries(job); query += step) {
-    const int count = std::min(step, NumQueries(job) - query);
-    const int ranges = job.NumRanges(Visible(job, query + count - 1));
-    if (!split || ranges == 1) {
-      items_.push_back({.job = index, .first_query = query, .num_queries = count});
-      if (tally) floats += 3 * job.undecided_slots();
-      continue;
-    }
-    for (int range = 0; range < ranges; ++range) {
-      items_.push_back({.job = index, .first_query = query, .num_queries = count, .range = range});
-      const size_t rows = NumRows(job, items_.back());
-      floats += rows * record_floats();
-      if (tally && range >= job.first_undecided_range()) floats += rows * kRowFloats;
-    }
-  }
-  return floats;
-}
-
-void Attender::GiveMemory(float* memory) {
-  const auto take = [&](size_t floats) { return std::exchange(memory, memory + floats); };
-  for (Item& item : items_) {
-    const HeadJob& job = jobs_[item.job];
-    const bool tally = job.slice->tally != nullptr;
-    if (item.range == Item::kAllRanges) {
-      if (tally) item.received = take(3 * job.undecided_slots());
-      continue;
-    }
-    item.partials = take(NumRows(job, item) * record_floats());
-    if (tally && item.range >= job.first_undecided_range()) {
-      item.p = reinterpret_cast<RangeProbabilities*>(take(NumRows(job, item) * kRowFloats));
-    }
-  }
-}
-
-void Attender::SetQueries(const Item& item, AttentionScratch::Thread& thread) const {
-  const HeadJob& job = jobs_[item.job];
+void Attender::SetQueries(const AttentionItem& item, AttentionScratch::Thread& thread) const {
+  const HeadJob& job = JobOf(item);
   if constexpr (kHasAmxAttention) {
     if (!job.slice->tiles) return;
     if (thread.amx == nullptr || thread.amx->head_dim() != shape_.head_dim) {
@@ -270,14 +134,14 @@ void Attender::SetQueries(const Item& item, AttentionScratch::Thread& thread) co
   }
 }
 
-void Attender::RunAllRanges(const Item& item, AttentionScratch::Thread& thread) const {
-  const HeadJob& job = jobs_[item.job];
+void Attender::RunAllRanges(const AttentionItem& item, AttentionScratch::Thread& thread) const {
+  const HeadJob& job = JobOf(item);
   const bool tally = item.received != nullptr;
-  const int ranges = job.NumRanges(Visible(job, item.first_query + item.num_queries - 1));
+  const int ranges = job.NumRanges(job.Visible(item.first_query + item.num_queries - 1));
   // p of ranges with undecided tokens are kept, each in a place of its own.
   const int kept_from = tally ? job.first_undecided_range() : ranges;
   const size_t kept = std::max(1, ranges - kept_from);
-  const size_t rows = NumRows(job, item);
+  const size_t rows = item.NumRows(job);
   float* memory = thread.floats.Reserve(rows * (kept * (kRowFloats + 1) + 2 * shape_.head_dim));
   auto* p = reinterpret_cast<RangeProbabilities*>(memory);  // [kept][rows]
   float* values = memory + kept * rows * kRowFloats;        // [2][rows][head_dim]
@@ -315,31 +179,32 @@ void Attender::RunAllRanges(const Item& item, AttentionScratch::Thread& thread) 
 
 void Attender::RunOneRange(size_t index, size_t likely_next,
                            AttentionScratch::Thread& thread) const {
-  const Item& item = items_[index];
+  const absl::Span<const AttentionItem> items = plan_.items();
+  const AttentionItem& item = items[index];
   const bool keep_p = item.p != nullptr;
-  float* memory = thread.floats.Reserve(jobs_[item.job].query_tile * kRowFloats);
+  float* memory = thread.floats.Reserve(JobOf(item).query_tile * kRowFloats);
   auto* p = keep_p ? item.p : reinterpret_cast<RangeProbabilities*>(memory);
   absl::Span<const PageEntry> next;
-  if (likely_next < items_.size() && items_[likely_next].range != Item::kAllRanges) {
-    next = jobs_[items_[likely_next].job].PagesOf(items_[likely_next].range);
+  if (likely_next < items.size() && items[likely_next].range != AttentionItem::kAllRanges) {
+    next = JobOf(items[likely_next]).PagesOf(items[likely_next].range);
   }
   Partial partials[kMaxItemQueries];
-  for (size_t i = 0; i < NumRows(jobs_[item.job], item); ++i) {
-    partials[i].values = item.partials + i * record_floats() + kRecordHeader;
+  for (size_t i = 0; i < item.NumRows(JobOf(item)); ++i) {
+    partials[i].values = item.partials + i * plan_.record_floats() + AttentionPlan::kRecordHeader;
   }
   SetQueries(item, thread);
   RunRange(item, item.range, index != 0 && thread.fetched_item == index, next, thread, partials, p,
            keep_p);
   thread.fetched_item = likely_next;
   for (int i = 0; i < item.num_queries; ++i) {
-    StorePartial(partials[i], item.partials + i * record_floats());
+    StorePartial(partials[i], item.partials + i * plan_.record_floats());
   }
 }
 
-void Attender::RunRange(const Item& item, int range, bool fetched, absl::Span<const PageEntry> next,
-                        AttentionScratch::Thread& thread, Partial* partials, RangeProbabilities* p,
-                        bool keep_p) const {
-  const HeadJob& job = jobs_[item.job];
+void Attender::RunRange(const AttentionItem& item, int range, bool fetched,
+                        absl::Span<const PageEntry> next, AttentionScratch::Thread& thread,
+                        Partial* partials, RangeProbabilities* p, bool keep_p) const {
+  const HeadJob& job = JobOf(item);
   const PageTable& kv = *job.slice->kv;
   const int start = job.range_starts[range];
   const absl::Span<const PageEntry> all = job.PagesOf(range);
@@ -349,7 +214,7 @@ void Attender::RunRange(const Item& item, int range, bool fetched, absl::Span<co
     for (int seen = start; count < all.size() && seen < visible; ++count) seen += all[count].tokens;
     return all.first(count);
   };
-  RangeView view = {.pages = visible_pages(Visible(job, item.first_query + item.num_queries - 1)),
+  RangeView view = {.pages = visible_pages(job.Visible(item.first_query + item.num_queries - 1)),
                     .fetched = fetched,
                     .next = {},
                     .tokens_before = start,
@@ -366,7 +231,7 @@ void Attender::RunRange(const Item& item, int range, bool fetched, absl::Span<co
        first < item.num_queries; first += job.query_tile) {
     const int count = std::min(job.query_tile, item.num_queries - first);
     const int first_query = item.first_query + first;
-    view.pages = visible_pages(Visible(job, first_query + count - 1));
+    view.pages = visible_pages(job.Visible(first_query + count - 1));
     RangeProbabilities* tile_p = keep_p ? p + first : p;
     if (!job.slice->tiles) {
       if (first + count == item.num_queries) view.next = next;
@@ -374,7 +239,7 @@ void Attender::RunRange(const Item& item, int range, bool fetched, absl::Span<co
       view.fetched = true;
     } else if constexpr (kHasAmxAttention) {
       int visible[AmxAttention::kQueryTile];
-      for (int i = 0; i < count; ++i) visible[i] = Visible(job, first_query + i);
+      for (int i = 0; i < count; ++i) visible[i] = job.Visible(first_query + i);
       thread.amx->Attend(first, count, visible, view.pages.size(), partials + first, tile_p,
                          keep_p || job.slice->squared_probabilities != nullptr);
     }
@@ -394,7 +259,7 @@ QueryTile Attender::MakeTile(const HeadJob& job, int first_query, int count) con
   tile.count = count;
   for (int i = 0; i < count; ++i) {
     const AttentionQueries::View view = ViewQuery(job, first_query + i);
-    tile.visible[i] = Visible(job, first_query + i);
+    tile.visible[i] = job.Visible(first_query + i);
     tile.rotated[i] = view.rotated;
     tile.high[i] = view.high;
     tile.low[i] = view.low;
@@ -405,7 +270,7 @@ QueryTile Attender::MakeTile(const HeadJob& job, int first_query, int count) con
   return tile;
 }
 
-void Attender::Finish(const HeadJob& job, absl::Span<const Item> items) const {
+void Attender::Finish(const HeadJob& job, absl::Span<const AttentionItem> items) const {
   ReceivedAttention received;
   if (job.slice->tally != nullptr) {
     received = ReceivedInTally(job);
@@ -413,9 +278,9 @@ void Attender::Finish(const HeadJob& job, absl::Span<const Item> items) const {
     for (size_t i = 0; i < tokens; ++i) received.recent[i] *= decays_[job.slice->num_tokens];
   }
   for (size_t first = 0, end; first < items.size(); first = end) {
-    const Item& item = items[first];
+    const AttentionItem& item = items[first];
     for (end = first + 1; end < items.size() && items[end].first_query == item.first_query;) ++end;
-    if (item.range == Item::kAllRanges) {
+    if (item.range == AttentionItem::kAllRanges) {
       if (item.received == nullptr) continue;
       const auto tokens = static_cast<size_t>(job.slice->tally->num_tokens(layer_, job.kv_head));
       const float* added = item.received;
@@ -429,23 +294,23 @@ void Attender::Finish(const HeadJob& job, absl::Span<const Item> items) const {
   }
 }
 
-void Attender::FinishRanges(absl::Span<const Item> ranges,
+void Attender::FinishRanges(absl::Span<const AttentionItem> ranges,
                             const ReceivedAttention& received) const {
-  const Item& item = ranges[0];
-  const HeadJob& job = jobs_[item.job];
-  const auto record = [&](const Item& range, int i) {
-    return range.partials + i * record_floats();
+  const AttentionItem& item = ranges[0];
+  const HeadJob& job = JobOf(item);
+  const auto record = [&](const AttentionItem& range, int i) {
+    return range.partials + i * plan_.record_floats();
   };
   Partial merged[kMaxItemQueries];
   for (int i = 0; i < item.num_queries; ++i) {
     merged[i] = LoadPartial(record(item, i));
-    const int seen = job.NumRanges(Visible(job, item.first_query + i));
-    for (const Item& range : ranges.subspan(1, seen - 1)) {
+    const int seen = job.NumRanges(job.Visible(item.first_query + i));
+    for (const AttentionItem& range : ranges.subspan(1, seen - 1)) {
       Merge(merged[i], LoadPartial(record(range, i)));
     }
     Write(job, item.first_query + i, merged[i]);
   }
-  for (const Item& range : ranges) {
+  for (const AttentionItem& range : ranges) {
     if (range.p == nullptr) continue;
     float maxima[kMaxItemQueries];
     for (int i = 0; i < item.num_queries; ++i) maxima[i] = record(range, i)[0];
@@ -463,7 +328,7 @@ void Attender::Merge(Partial& into, const Partial& from) const {
 }
 
 void Attender::Write(const HeadJob& job, int query, const Partial& merged) const {
-  const int row = query / group_, head = job.kv_head * group_ + query % group_;
+  const int row = query / job.group, head = job.kv_head * job.group + query % job.group;
   float* out = job.slice->out + row * job.slice->out_stride + head * shape_.head_dim;
   const float inverse = 1.0f / merged.sum;
   for (int i = 0; i < shape_.head_dim; ++i) out[i] = merged.values[i] * inverse;
@@ -473,15 +338,15 @@ void Attender::Write(const HeadJob& job, int query, const Partial& merged) const
   }
 }
 
-void Attender::AddToReceived(const Item& item, int range, const RangeProbabilities* p,
+void Attender::AddToReceived(const AttentionItem& item, int range, const RangeProbabilities* p,
                              const float* maxima, const Partial* merged,
                              const ReceivedAttention& received) const {
-  const HeadJob& job = jobs_[item.job];
+  const HeadJob& job = JobOf(item);
   const int first = FirstToSee(item, range);
   float factors[kMaxItemQueries], weights[kMaxItemQueries];
   for (int i = first; i < item.num_queries; ++i) {
     factors[i] = std::exp2(maxima[i] - merged[i].max) / merged[i].sum;
-    weights[i] = decays_[job.slice->num_tokens - 1 - (item.first_query + i) / group_];
+    weights[i] = decays_[job.slice->num_tokens - 1 - (item.first_query + i) / job.group];
   }
   const int first_page = std::max(job.first_undecided_page, range * kRangePages);
   const int end_page = std::min(static_cast<int>(job.pages.size()), (range + 1) * kRangePages);
@@ -499,7 +364,7 @@ void Attender::AddToReceived(const Item& item, int range, const RangeProbabiliti
 void Attention(const AttentionShape& shape, int layer, const AttentionQueries& queries,
                absl::Span<const AttentionSlice> slices, ThreadPool& pool,
                AttentionScratch& scratch) {
-  Attender(shape, layer, queries, slices).Run(pool, scratch);
+  Attender(shape, layer, queries, slices, pool).Run(scratch);
 }
 
 }  // namespace whit

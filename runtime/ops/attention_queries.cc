@@ -61,13 +61,14 @@ AttentionQueries::AttentionQueries(const AttentionShape& shape, size_t max_rows)
   low_ = hwy::AllocateAligned<int8_t>(elements);
 }
 
-void AttentionQueries::SetRow(size_t row, const float* q) {
+void AttentionQueries::SetRow(size_t row, const float* q, bool tiles) {
   const size_t d = shape_.head_dim;
   for (int head = 0; head < shape_.num_heads; ++head) {
     const size_t index = row * shape_.num_heads + head;
     float* rotated = rotated_.get() + index * d;
     std::copy_n(q + head * d, d, rotated);
     RotateHadamard(rotated, shape_.head_dim);
+    if (tiles) continue;
     Scalars& s = scalars_[index];
     HWY_DYNAMIC_DISPATCH(QuantizeQuery)
     (rotated, d, high_.get() + index * d, low_.get() + index * d, &s.unit, &s.high_sum, &s.low_sum);

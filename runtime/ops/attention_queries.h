@@ -24,9 +24,9 @@ class AttentionQueries {
  public:
   AttentionQueries(const AttentionShape& shape, size_t max_rows);
 
-  // `q` is a row of queries after RoPE, [num_heads * head_dim]. Different threads may set different
-  // rows.
-  void SetRow(size_t row, const float* q);
+  // `q` is a row of queries after RoPE, [num_heads * head_dim]. Of rows for AMX tiles
+  // (AttentionSlice::tiles), `rotated` alone is set. Different threads may set different rows.
+  void SetRow(size_t row, const float* q, bool tiles = false);
 
   struct View {
     const float* rotated;

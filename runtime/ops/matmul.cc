@@ -337,8 +337,8 @@ Activations::Activations(size_t max_rows, size_t max_columns) {
   scales_ = hwy::AllocateAligned<float>(max_rows * groups);
   sums_ = hwy::AllocateAligned<float>(max_rows * groups);
   if (DetectCpuExtension() == CpuExtension::kAmx) {
-    const size_t tiles = (max_rows + kTileRows - 1) / kTileRows;
-    bfloat16_ = hwy::AllocateAligned<uint16_t>(tiles * kTileRows * groups * kGroupColumns);
+    const size_t tiles = (max_rows + amx::kTileRows - 1) / amx::kTileRows;
+    bfloat16_ = hwy::AllocateAligned<uint16_t>(tiles * groups * amx::kTileElements);
   }
 }
 
@@ -351,11 +351,10 @@ void Activations::Reset(size_t rows, size_t columns) {
 void Activations::SetRow(size_t row, const float* x, ActivationFormat format) {
   formats_[row] = format;
   if (format == ActivationFormat::kBFloat16) {
-    constexpr size_t kTileElements = kTileRows * kGroupColumns;
     HWY_DYNAMIC_DISPATCH(RoundRow)
-    (x, columns_, kTileElements,
-     bfloat16_.get() + row / kTileRows * groups() * kTileElements +
-         row % kTileRows * kGroupColumns);
+    (x, columns_, amx::kTileElements,
+     bfloat16_.get() + row / amx::kTileRows * groups() * amx::kTileElements +
+         row % amx::kTileRows * kGroupColumns);
     return;
   }
   HWY_DYNAMIC_DISPATCH(QuantizeRow)

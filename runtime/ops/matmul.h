@@ -9,6 +9,7 @@
 
 #include "absl/types/span.h"
 #include "hwy/aligned_allocator.h"
+#include "runtime/ops/amx.h"
 #include "runtime/ops/packed_matrix.h"
 #include "runtime/ops/thread_pool.h"
 
@@ -31,13 +32,9 @@ ActivationFormat PromptActivations();
 //   sums      [group][row]      scale * sum of the group's codes, which a weight's minimum
 //   multiplies
 // or rounded to bfloat16, as the tiles of AMX are loaded: [row / 16][group][row % 16][32].
-// Float weights read `floats`
-// instead, the caller's unquantized rows.
+// Float weights read `floats` instead, the caller's unquantized rows.
 class Activations {
  public:
-  // Rows of a tile of bfloat16.
-  static constexpr size_t kTileRows = 16;
-
   // Where the codes, scale and sum of a row's first group are; those of the next follow at the
   // strides.
   struct RowCodes {
@@ -74,12 +71,12 @@ class Activations {
   const float* sums(size_t group) const { return sums_.get() + group * rows_; }
   // The first of 16 rows of bfloat16.
   const uint16_t* bfloat16_tile(size_t tile, size_t group) const {
-    return bfloat16_.get() + (tile * groups() + group) * kTileRows * kGroupColumns;
+    return bfloat16_.get() + (tile * groups() + group) * amx::kTileElements;
   }
   uint16_t bfloat16(size_t row, size_t column) const {
     return bfloat16_tile(
-        row / kTileRows,
-        column / kGroupColumns)[row % kTileRows * kGroupColumns + column % kGroupColumns];
+        row / amx::kTileRows,
+        column / kGroupColumns)[row % amx::kTileRows * kGroupColumns + column % kGroupColumns];
   }
   const float* float_row(size_t row) const { return floats_ + row * float_stride_; }
 
