@@ -44,34 +44,73 @@ using DH = hn::Rebind<hwy::float16_t, DF>;
 using DU8 = hn::Rebind<uint8_t, DF>;
 using VF = hn::Vec<DF>;
 
+// A stage of the Hadamard transform inside a vector: a + b and a - b for lanes kHalf apart.
+template <size_t kHalf>
+HWY_INLINE VF HadamardStage(VF v) {
+  const DI di;
+  const auto bit = hn::Set(di, static_cast<int32_t>(kHalf));
+  const auto lanes = hn::Iota(di, 0);
+  const VF other = hn::TableLookupLanes(v, hn::IndicesFromVec(DF(), hn::Xor(lanes, bit)));
+  const VF one = hn::Set(DF(), 1.0f);
+  const VF sign = hn::IfThenElse(hn::RebindMask(DF(), hn::TestBit(lanes, bit)), hn::Neg(one), one);
+  return hn::MulAdd(v, sign, other);
+}
+
+// The transform of kVectors vectors, which stay in registers.
+template <size_t kVectors>
+HWY_INLINE void HadamardOf(float* HWY_RESTRICT x, float scale) {
+  const DF df;
+  VF v[kVectors];
+  for (size_t i = 0; i < kVectors; ++i) v[i] = hn::LoadU(df, x + i * hn::Lanes(df));
+  for (size_t half = kVectors / 2; half >= 1; half /= 2) {
+    for (size_t i = 0; i < kVectors; ++i) {
+      if ((i & half) != 0) continue;
+      const VF a = v[i], b = v[i + half];
+      v[i] = hn::Add(a, b);
+      v[i + half] = hn::Sub(a, b);
+    }
+  }
+  const VF factor = hn::Set(df, scale);
+  for (size_t i = 0; i < kVectors; ++i) {
+    if constexpr (hn::MaxLanes(DF()) >= 16) v[i] = HadamardStage<8>(v[i]);
+    if constexpr (hn::MaxLanes(DF()) >= 8) v[i] = HadamardStage<4>(v[i]);
+    if constexpr (hn::MaxLanes(DF()) >= 4) v[i] = HadamardStage<2>(v[i]);
+    if constexpr (hn::MaxLanes(DF()) >= 2) v[i] = HadamardStage<1>(v[i]);
+    hn::StoreU(hn::Mul(v[i], factor), df, x + i * hn::Lanes(df));
+  }
+}
+
 void Rotate(float* HWY_RESTRICT x, int head_dim) {
   const DF df;
   const auto d = static_cast<size_t>(head_dim);
-  const size_t order = d & (~d + 1);
-  // Strides of at least a vector, then those inside 16 elements.
-  for (size_t half = order / 2; half >= hn::Lanes(df); half /= 2) {
+  const size_t order = d & (~d + 1), lanes = hn::Lanes(df);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(order));
+  // Stages of more vectors than there are registers for.
+  constexpr size_t kMaxVectors = 8;
+  for (size_t half = order / 2; half >= kMaxVectors * lanes; half /= 2) {
     for (size_t block = 0; block < d; block += 2 * half) {
-      for (size_t i = block; i < block + half; i += hn::Lanes(df)) {
+      for (size_t i = block; i < block + half; i += lanes) {
         const VF a = hn::LoadU(df, x + i), b = hn::LoadU(df, x + i + half);
         hn::StoreU(hn::Add(a, b), df, x + i);
         hn::StoreU(hn::Sub(a, b), df, x + i + half);
       }
     }
   }
-  HWY_ALIGN float lane_index[16];
-  for (size_t i = 0; i < 16; ++i) lane_index[i] = static_cast<float>(i);
-  const auto lanes = hn::ConvertTo(DI(), hn::Load(df, lane_index));
-  const VF scale = hn::Set(df, 1.0f / std::sqrt(static_cast<float>(order)));
-  for (size_t i = 0; i < d; i += hn::Lanes(df)) {
-    VF v = hn::LoadU(df, x + i);
-    for (size_t half = std::min(hn::Lanes(df), order) / 2; half >= 1; half /= 2) {
-      const auto bit = hn::Set(DI(), static_cast<int32_t>(half));
-      const VF other = hn::TableLookupLanes(v, hn::IndicesFromVec(df, hn::Xor(lanes, bit)));
-      // a + b in the lower half of each pair, a - b in the upper.
-      const auto upper = hn::RebindMask(df, hn::TestBit(lanes, bit));
-      v = hn::Add(other, hn::IfThenElse(upper, hn::Neg(v), v));
+  const size_t vectors = std::min(order / lanes, kMaxVectors);
+  for (size_t i = 0; i < d; i += vectors * lanes) {
+    switch (vectors) {
+      case 1:
+        HadamardOf<1>(x + i, scale);
+        break;
+      case 2:
+        HadamardOf<2>(x + i, scale);
+        break;
+      case 4:
+        HadamardOf<4>(x + i, scale);
+        break;
+      default:
+        HadamardOf<kMaxVectors>(x + i, scale);
     }
-    hn::StoreU(hn::Mul(v, scale), df, x + i);
   }
 }
 
