@@ -6,6 +6,7 @@
 
 #include "kvpool/quantizer.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/gated_matmul.h"
 #include "runtime/ops/logits.h"
 
 namespace whit {
@@ -72,9 +73,9 @@ Model::Model(ModelConfig config, std::unique_ptr<ModelWeights> weights, ThreadPo
       normed_(AllocateRows(config_.hidden_size)),
       qkv_(AllocateRows(qkv_stride())),
       attended_(AllocateRows(config_.query_size())),
-      gate_up_(AllocateRows(gate_up_stride())),
-      activations_(kMaxForwardTokens,
-                   std::max({config_.hidden_size, config_.ffn_size, config_.query_size()})),
+      gated_floats_(AllocateRows(ffn_stride())),
+      activations_(kMaxForwardTokens, std::max(config_.hidden_size, config_.query_size())),
+      gated_(kMaxForwardTokens, config_.ffn_size),
       queries_(attention_shape_, kMaxForwardTokens) {}
 
 PageTable Model::NewPageTable(PagePool& pool, const RecentRing& ring) const {
@@ -182,11 +183,11 @@ void Model::AttentionBlock(int layer) {
   RotateRows();
   for (const std::vector<Piece>& pieces : rounds_) AttendRound(layer, pieces);
 
-  activations_.Reset(num_tokens_, query);
+  activations_.Reset(activation_formats_, query);
   activations_.SetFloats(attended_.get(), query);
   pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t row = begin; row < end; ++row) {
-      activations_.SetRow(row, attended_.get() + row * query, activation_formats_[row]);
+      activations_.SetRow(row, attended_.get() + row * query);
     }
   });
   MatMul(activations_,
@@ -337,23 +338,14 @@ void Model::SettleHead(int layer, int kv_head, const Piece& piece) const {
 
 void Model::FeedForwardBlock(int layer) {
   const LayerWeights& w = weights_->layers[layer];
-  const size_t ffn = config_.ffn_size, stride = gate_up_stride();
-
   NormalizeInto(w.ffn_norm.data(), {});
-  MatMul(activations_,
-         {{.weights = &w.gate, .out = gate_up_.get(), .stride = stride},
-          {.weights = &w.up, .out = gate_up_.get() + ffn, .stride = stride}},
-         pool_);
-  activations_.Reset(num_tokens_, ffn);
-  activations_.SetFloats(gate_up_.get(), stride);
-  pool_.ParallelFor(num_tokens_, kRowGrain, [&](size_t begin, size_t end, int) {
-    for (size_t row = begin; row < end; ++row) {
-      float* gate = gate_up_.get() + row * stride;
-      SiluMultiply(gate, gate + ffn, ffn, gate);
-      activations_.SetRow(row, gate, activation_formats_[row]);
-    }
-  });
-  MatMul(activations_,
+  GatedMatMulOutput gated = {.activations = &gated_};
+  if (!IsQuantized(w.down.format)) {
+    gated.floats = gated_floats_.get();
+    gated.stride = ffn_stride();
+  }
+  GatedMatMul(activations_, w.gate, w.up, gated, pool_);
+  MatMul(gated_,
          {{.weights = &w.down,
            .out = hidden_.get(),
            .stride = static_cast<size_t>(config_.hidden_size),
@@ -364,14 +356,16 @@ void Model::FeedForwardBlock(int layer) {
 void Model::NormalizeInto(const float* weight, absl::Span<const int> rows) {
   const size_t hidden = config_.hidden_size;
   const size_t count = rows.empty() ? num_tokens_ : rows.size();
-  activations_.Reset(count, hidden);
+  std::vector<ActivationFormat> chosen;
+  for (int row : rows) chosen.push_back(activation_formats_[row]);
+  activations_.Reset(rows.empty() ? activation_formats_ : chosen, hidden);
   activations_.SetFloats(normed_.get(), hidden);
   pool_.ParallelFor(count, kRowGrain, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
       const size_t row = rows.empty() ? i : rows[i];
       float* normed = normed_.get() + i * hidden;
       RmsNorm(hidden_.get() + row * hidden, weight, config_.rms_norm_epsilon, hidden, normed);
-      activations_.SetRow(i, normed, activation_formats_[row]);
+      activations_.SetRow(i, normed);
     }
   });
 }

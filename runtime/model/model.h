@@ -135,7 +135,7 @@ class Model {
 
   size_t qkv_stride() const { return config_.query_size() + size_t{2} * config_.kv_size(); }
   // Rows that lie a multiple of 4 KiB apart would compete for the same places of the cache.
-  size_t gate_up_stride() const { return size_t{2} * config_.ffn_size + 16; }
+  size_t ffn_stride() const { return size_t{1} * config_.ffn_size + 16; }
 
   // activations_ = quantized rows of RmsNorm(hidden_ row, weight), one for each entry of `rows`, or
   // for every row if it is empty.
@@ -158,13 +158,14 @@ class Model {
   hwy::AlignedFreeUniquePtr<float[]> normed_;         // [hidden_size]
   hwy::AlignedFreeUniquePtr<float[]> qkv_;            // [query_size + 2 * kv_size]
   hwy::AlignedFreeUniquePtr<float[]> attended_;       // [query_size]
-  hwy::AlignedFreeUniquePtr<float[]> gate_up_;        // [gate_up_stride()]
+  hwy::AlignedFreeUniquePtr<float[]> gated_floats_;   // [ffn_stride()], if weights are floats
   std::vector<float> cosines_;                        // [rope_dims]
   std::vector<float> sines_;                          // [rope_dims]
   std::vector<float> logits_;                         // [row][vocab_size]
   std::vector<float> observed_logits_;                // likewise, of rows that nobody asked for
   std::vector<float> squared_probabilities_;          // [query head], of the last layer
   Activations activations_;
+  Activations gated_;  // of the feed-forward block
   AttentionQueries queries_;
   std::vector<std::vector<Piece>> rounds_;
   AttentionScratch attention_scratch_;

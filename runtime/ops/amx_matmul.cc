@@ -129,7 +129,7 @@ void Unpack(const PackedMatrix& w, size_t panel, size_t first_group, size_t coun
 }
 
 // A tile of sums and where it belongs in the output, which may lack some of its rows or columns.
-struct OutputTile {
+struct SumTile {
   float* out;  // of the tile's first row, whether or not the output has it
   size_t stride;
   size_t first_row;
@@ -139,16 +139,10 @@ struct OutputTile {
   bool whole() const {
     return first_row == 0 && end_row == amx::kTileRows && columns == kPanelRows;
   }
-  // Brings rows 2 * i and 2 * i + 1 into the first-level cache, to be written.
-  void Prefetch(size_t i) const {
-    if (2 * i >= end_row) return;
-    __builtin_prefetch(out + 2 * i * stride, 1);
-    __builtin_prefetch(out + (2 * i + 1) * stride, 1);
-  }
 };
 
 template <int kTile>
-void BeginSums(const OutputTile& tile, bool keep) {
+void BeginSums(const SumTile& tile, bool keep) {
   if (!keep) return amx::ZeroTile<kTile>();
   if (tile.whole()) return amx::LoadTile<kTile>(tile.out, tile.stride * sizeof(float));
   alignas(64) float sums[amx::kTileRows][kPanelRows] = {};
@@ -159,7 +153,7 @@ void BeginSums(const OutputTile& tile, bool keep) {
 }
 
 template <int kTile>
-void EndSums(const OutputTile& tile) {
+void EndSums(const SumTile& tile) {
   if (tile.whole()) return amx::StoreTile<kTile>(tile.out, tile.stride * sizeof(float));
   alignas(64) float sums[amx::kTileRows][kPanelRows];
   amx::StoreTile<kTile>(sums, amx::kTileRowBytes);
@@ -169,60 +163,59 @@ void EndSums(const OutputTile& tile) {
 }
 
 // One or two tiles of rows against `groups` groups of one or two unpacked panels. Tiles 0 to 3 are
-// sums, row by row of them; 4 and 5 activations, 6 and 7 weights.
+// sums, row by row of them; 4 and 5 activations, 6 and 7 weights. All rows meet the same weights:
+// as far as these fit, they stay in the first-level cache, which activations pass by.
 template <bool kTwoRows, bool kTwoPanels>
 void MultiplyBlock(const uint16_t* const (&rows)[2], const UnpackedPanel* panels, size_t groups,
-                   const OutputTile (&tiles)[2][2], bool keep) {
-  BeginSums<0>(tiles[0][0], keep);
-  if (kTwoPanels) BeginSums<1>(tiles[0][1], keep);
-  if (kTwoRows) BeginSums<2>(tiles[1][0], keep);
-  if (kTwoRows && kTwoPanels) BeginSums<3>(tiles[1][1], keep);
+                   const SumTile (&sums)[2][2], bool keep) {
+  BeginSums<0>(sums[0][0], keep);
+  if (kTwoPanels) BeginSums<1>(sums[0][1], keep);
+  if (kTwoRows) BeginSums<2>(sums[1][0], keep);
+  if (kTwoRows && kTwoPanels) BeginSums<3>(sums[1][1], keep);
   for (size_t g = 0; g < groups; ++g) {
     const size_t element = g * amx::kTileElements;
-    if (!keep) {
-      tiles[0][0].Prefetch(g);
-      if (kTwoPanels) tiles[0][1].Prefetch(g);
-      if (kTwoRows) tiles[1][0].Prefetch(g);
-      if (kTwoRows && kTwoPanels) tiles[1][1].Prefetch(g);
-    }
     amx::LoadTile<6>(panels[0] + element, amx::kTileRowBytes);
-    amx::LoadTile<4>(rows[0] + element, amx::kTileRowBytes);
+    amx::StreamTile<4>(rows[0] + element, amx::kTileRowBytes);
     amx::MultiplyTiles<0, 4, 6>();
     if (kTwoPanels) {
       amx::LoadTile<7>(panels[1] + element, amx::kTileRowBytes);
       amx::MultiplyTiles<1, 4, 7>();
     }
     if (kTwoRows) {
-      amx::LoadTile<5>(rows[1] + element, amx::kTileRowBytes);
+      amx::StreamTile<5>(rows[1] + element, amx::kTileRowBytes);
       amx::MultiplyTiles<2, 5, 6>();
       if (kTwoPanels) amx::MultiplyTiles<3, 5, 7>();
     }
   }
-  EndSums<0>(tiles[0][0]);
-  if (kTwoPanels) EndSums<1>(tiles[0][1]);
-  if (kTwoRows) EndSums<2>(tiles[1][0]);
-  if (kTwoRows && kTwoPanels) EndSums<3>(tiles[1][1]);
+  EndSums<0>(sums[0][0]);
+  if (kTwoPanels) EndSums<1>(sums[0][1]);
+  if (kTwoRows) EndSums<2>(sums[1][0]);
+  if (kTwoRows && kTwoPanels) EndSums<3>(sums[1][1]);
 }
 
 }  // namespace
 
-void MultiplyPanelsAmx(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
-                       size_t begin, size_t end) {
+void MultiplyPartAmx(const Activations& a, const MatMulOutput& output, const MatMulPart& part) {
   const PackedMatrix& w = *output.weights;
   const amx::Tiles configured;
   alignas(64) UnpackedPanel panels[2];
   // Tiles of rows lie at multiples of 16: the first and the last may have rows of others.
-  const size_t first_tile = row0 / amx::kTileRows;
-  const size_t end_tile = (row0 + rows + amx::kTileRows - 1) / amx::kTileRows;
+  const size_t end_row = part.first_row + part.rows;
+  const size_t first_tile = part.first_row / amx::kTileRows;
+  const size_t end_tile = (end_row + amx::kTileRows - 1) / amx::kTileRows;
   const auto output_tile = [&](size_t tile, size_t panel) {
     const size_t first = tile * amx::kTileRows, column = panel * kPanelRows;
-    return OutputTile{.out = output.out + first * output.stride + column,
-                      .stride = output.stride,
-                      .first_row = std::max(row0, first) - first,
-                      .end_row = std::min(row0 + rows, first + amx::kTileRows) - first,
-                      .columns = std::min(kPanelRows, w.rows - column)};
+    const ptrdiff_t rows_before =
+        static_cast<ptrdiff_t>(first) - static_cast<ptrdiff_t>(part.first_row);
+    return SumTile{.out = output.out + rows_before * static_cast<ptrdiff_t>(output.stride) +
+                          (column - part.first_panel * kPanelRows),
+                   .stride = output.stride,
+                   .first_row = std::max(part.first_row, first) - first,
+                   .end_row = std::min(end_row, first + amx::kTileRows) - first,
+                   .columns = std::min(kPanelRows, w.rows - column)};
   };
-  for (size_t panel = begin; panel < end; panel += 2) {
+  const size_t end = part.first_panel + part.panels;
+  for (size_t panel = part.first_panel; panel < end; panel += 2) {
     const bool two_panels = panel + 1 < end;
     for (size_t g = 0; g < w.groups(); g += kGroupsAtOnce) {
       const size_t groups = std::min(kGroupsAtOnce, w.groups() - g);
@@ -234,13 +227,13 @@ void MultiplyPanelsAmx(const Activations& a, size_t row0, size_t rows, const Mat
         const size_t next_tile = two_rows ? tile + 1 : tile;
         const size_t next_panel = two_panels ? panel + 1 : panel;
         const uint16_t* const from[2] = {a.bfloat16_tile(tile, g), a.bfloat16_tile(next_tile, g)};
-        const OutputTile tiles[2][2] = {
+        const SumTile sums[2][2] = {
             {output_tile(tile, panel), output_tile(tile, next_panel)},
             {output_tile(next_tile, panel), output_tile(next_tile, next_panel)}};
         const auto multiply =
             two_rows ? (two_panels ? MultiplyBlock<true, true> : MultiplyBlock<true, false>)
                      : (two_panels ? MultiplyBlock<false, true> : MultiplyBlock<false, false>);
-        multiply(from, panels, groups, tiles, output.accumulate || g > 0);
+        multiply(from, panels, groups, sums, output.accumulate || g > 0);
       }
     }
   }

@@ -8,10 +8,9 @@
 
 namespace whit {
 
-// Panels [begin, end) of one output of quantized weights, for `rows` activation rows from `row0` on
-// that are all kBFloat16. Only where DetectCpuExtension() is kAmx.
-void MultiplyPanelsAmx(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
-                       size_t begin, size_t end);
+// As MultiplyPart, for quantized weights and rows that are all kBFloat16. Only where
+// DetectCpuExtension() is kAmx.
+void MultiplyPartAmx(const Activations& a, const MatMulOutput& output, const MatMulPart& part);
 
 }  // namespace whit
 

@@ -6,8 +6,8 @@
 #define HWY_TARGET_INCLUDE "runtime/ops/elementwise.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "runtime/ops/exp2-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace whit {
@@ -36,21 +36,25 @@ void RmsNorm(const float* x, const float* weight, float epsilon, size_t n, float
 // One vector, or the first `count` lanes of one.
 template <class D>
 HWY_INLINE hn::Vec<D> SiluMultiplyVector(D d, hn::Vec<D> gate, hn::Vec<D> up) {
-  // Exp is not defined past 88.7; there the quotient is 0 to float precision.
-  const auto exp = hn::Exp(d, hn::Min(hn::Neg(gate), hn::Set(d, 88.0f)));
-  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), exp)), up);
+  // Past 2^100 the quotient is 0 to float precision.
+  const auto exponent = hn::Min(hn::Mul(gate, hn::Set(d, -1.44269504f)), hn::Set(d, 100.0f));
+  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), Exp2(d, exponent))), up);
 }
 
-void SiluMultiply(const float* gate, const float* up, size_t n, float* out) {
+void SiluMultiply(float* HWY_RESTRICT gate, const float* HWY_RESTRICT up, size_t rows, size_t n,
+                  size_t stride) {
   const hn::ScalableTag<float> d;
   const hn::CappedTag<float, 1> d1;
   const size_t lanes = hn::Lanes(d);
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    hn::StoreU(SiluMultiplyVector(d, hn::LoadU(d, gate + i), hn::LoadU(d, up + i)), d, out + i);
-  }
-  for (; i < n; ++i) {
-    hn::StoreU(SiluMultiplyVector(d1, hn::LoadU(d1, gate + i), hn::LoadU(d1, up + i)), d1, out + i);
+  for (size_t row = 0; row < rows; ++row, gate += stride, up += stride) {
+    size_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      hn::StoreU(SiluMultiplyVector(d, hn::LoadU(d, gate + i), hn::LoadU(d, up + i)), d, gate + i);
+    }
+    for (; i < n; ++i) {
+      hn::StoreU(SiluMultiplyVector(d1, hn::LoadU(d1, gate + i), hn::LoadU(d1, up + i)), d1,
+                 gate + i);
+    }
   }
 }
 
@@ -88,8 +92,8 @@ void RmsNorm(const float* x, const float* weight, float epsilon, size_t n, float
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, epsilon, n, out);
 }
 
-void SiluMultiply(const float* gate, const float* up, size_t n, float* out) {
-  HWY_DYNAMIC_DISPATCH(SiluMultiply)(gate, up, n, out);
+void SiluMultiply(float* gate, const float* up, size_t rows, size_t n, size_t stride) {
+  HWY_DYNAMIC_DISPATCH(SiluMultiply)(gate, up, rows, n, stride);
 }
 
 void RotatePairs(float* x, size_t dims, const float* cosines, const float* sines) {

@@ -187,103 +187,31 @@ HWY_INLINE void WritePanelRow(const float* HWY_RESTRICT sums, size_t count, bool
 }
 
 template <CpuExtension kExtension>
-void MultiplyPanelsWith(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
-                        size_t begin, size_t end) {
+void MultiplyPartWith(const Activations& a, const MatMulOutput& output, const MatMulPart& part) {
   alignas(64) float acc[kRowBlock * kPanelRows];
-  for (const size_t rows_end = row0 + rows; row0 < rows_end; row0 += kRowBlock) {
-    const size_t count = std::min(kRowBlock, rows_end - row0);
-    for (size_t panel = begin; panel < end; ++panel) {
+  for (size_t block = 0; block < part.rows; block += kRowBlock) {
+    const size_t count = std::min(kRowBlock, part.rows - block);
+    for (size_t i = 0; i < part.panels; ++i) {
+      const size_t panel = part.first_panel + i;
       std::memset(acc, 0, count * kPanelRows * sizeof(float));
-      MultiplyPanel<kExtension>(a, *output.weights, panel, row0, count, acc);
-      const size_t first = panel * kPanelRows;
-      const size_t columns = std::min(kPanelRows, output.weights->rows - first);
+      MultiplyPanel<kExtension>(a, *output.weights, panel, part.first_row + block, count, acc);
+      const size_t columns = std::min(kPanelRows, output.weights->rows - panel * kPanelRows);
       for (size_t row = 0; row < count; ++row) {
         WritePanelRow(acc + row * kPanelRows, columns, output.accumulate,
-                      output.out + (row0 + row) * output.stride + first);
+                      output.out + (block + row) * output.stride + i * kPanelRows);
       }
     }
   }
 }
 
-// Panels [begin, end) of one output.
-void MultiplyPanels(const Activations& a, size_t row0, size_t rows, const MatMulOutput& output,
-                    size_t begin, size_t end) {
+// Of rows of one format.
+void MultiplyPart(const Activations& a, const MatMulOutput& output, const MatMulPart& part) {
 #if HWY_ARCH_ARM_A64
   if (DetectCpuExtension() == CpuExtension::kDotProduct) {
-    return MultiplyPanelsWith<CpuExtension::kDotProduct>(a, row0, rows, output, begin, end);
+    return MultiplyPartWith<CpuExtension::kDotProduct>(a, output, part);
   }
 #endif
-  MultiplyPanelsWith<CpuExtension::kNone>(a, row0, rows, output, begin, end);
-}
-
-// One group of 32 floats to codes of 8 bits, or of 15 (7 below the high byte).
-HWY_INLINE void QuantizeGroup(const float* HWY_RESTRICT x, ActivationFormat format,
-                              int8_t* HWY_RESTRICT codes, int8_t* HWY_RESTRICT low_codes,
-                              float* scale, float* sum) {
-  const DF df;
-  const hn::Rebind<int32_t, DF> di;
-  const hn::Rebind<int8_t, DF> d8;
-  VF largest = hn::Zero(df);
-  for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
-    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
-  }
-  const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const float largest_code = format == ActivationFormat::kInt8 ? 127.0f : 127.0f * 128.0f;
-  const VF inverse = hn::Set(df, max > 0 ? largest_code / max : 0.0f);
-  const auto limit = hn::Set(di, static_cast<int32_t>(largest_code));
-  auto total = hn::Zero(di);
-  for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
-    // Clamped, since x may be NaN or infinite if the weights are.
-    const auto nearest = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), inverse));
-    const auto code = hn::Max(hn::Min(nearest, limit), hn::Neg(limit));
-    total = hn::Add(total, code);
-    if (format == ActivationFormat::kInt8) {
-      hn::StoreU(hn::DemoteTo(d8, code), d8, codes + i);
-      continue;
-    }
-    const auto high = hn::ShiftRight<7>(hn::Add(code, hn::Set(di, 64)));
-    hn::StoreU(hn::DemoteTo(d8, high), d8, codes + i);
-    hn::StoreU(hn::DemoteTo(d8, hn::Sub(code, hn::ShiftLeft<7>(high))), d8, low_codes + i);
-  }
-  *scale = max / largest_code;
-  *sum = *scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
-}
-
-// The group at x or, of a row that ends after fewer columns, a copy padded with zeros.
-HWY_INLINE const float* WholeGroup(const float* x, size_t columns, float (&padded)[kGroupColumns]) {
-  if (columns >= kGroupColumns) return x;
-  std::fill(std::copy(x, x + columns, padded), std::end(padded), 0.0f);
-  return padded;
-}
-
-void QuantizeRow(const float* x, size_t columns, ActivationFormat format,
-                 Activations::RowCodes row) {
-  for (size_t begin = 0; begin < columns; begin += kGroupColumns) {
-    float padded[kGroupColumns];
-    const float* group = WholeGroup(x + begin, columns - begin, padded);
-    QuantizeGroup(group, format, row.codes, row.low_codes, row.scale, row.sum);
-    row.codes += row.code_stride;
-    row.low_codes += row.code_stride;
-    row.scale += row.scale_stride;
-    row.sum += row.scale_stride;
-  }
-}
-
-// Groups of a row, rounded as FloatToBFloat16 does, `stride` apart.
-void RoundRow(const float* HWY_RESTRICT x, size_t columns, size_t stride,
-              uint16_t* HWY_RESTRICT to) {
-  const DF df;
-  const hn::Rebind<uint32_t, DF> du;
-  const hn::Rebind<uint16_t, DF> du16;
-  for (size_t begin = 0; begin < columns; begin += kGroupColumns, to += stride) {
-    float padded[kGroupColumns];
-    const float* group = WholeGroup(x + begin, columns - begin, padded);
-    for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
-      const auto bits = hn::Add(hn::BitCast(du, hn::LoadU(df, group + i)), hn::Set(du, 0x8000));
-      const auto high = hn::BitCast(hn::Rebind<int32_t, DF>(), hn::ShiftRight<16>(bits));
-      hn::StoreU(hn::DemoteTo(du16, high), du16, to + i);
-    }
-  }
+  MultiplyPartWith<CpuExtension::kNone>(a, output, part);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -297,74 +225,35 @@ HWY_AFTER_NAMESPACE();
 namespace whit {
 namespace {
 
-HWY_EXPORT(MultiplyPanels);
-HWY_EXPORT(QuantizeRow);
-HWY_EXPORT(RoundRow);
+HWY_EXPORT(MultiplyPart);
 
 // Chunks of work claimed at a time: small enough to balance, large enough to stream, since the
 // first kPrefetchBytes of each are not fetched ahead.
 constexpr size_t kMinChunkBytes = 8192;
 constexpr size_t kChunksPerThread = 2;
 
-// Panels [begin, end) of one output for all rows: those of one format after another.
-void MultiplyRows(const Activations& a, const MatMulOutput& output, size_t begin, size_t end) {
+}  // namespace
+
+void MultiplyPart(const Activations& a, const MatMulOutput& output, const MatMulPart& part) {
   const bool quantized = IsQuantized(output.weights->format);
-  for (size_t row = 0, next; row < a.rows(); row = next) {
+  const size_t end = part.first_row + part.rows;
+  // Rows of one format after another.
+  for (size_t row = part.first_row, next; row < end; row = next) {
     const ActivationFormat format = a.format(row);
-    for (next = row + 1; next < a.rows() && (!quantized || a.format(next) == format);) ++next;
+    for (next = row + 1; next < end && (!quantized || a.format(next) == format);) ++next;
+    MatMulPart run = part;
+    run.first_row = row;
+    run.rows = next - row;
+    MatMulOutput to = output;
+    to.out += (row - part.first_row) * output.stride;
 #if HWY_ARCH_X86_64
     if (quantized && format == ActivationFormat::kBFloat16) {
-      MultiplyPanelsAmx(a, row, next - row, output, begin, end);
+      MultiplyPartAmx(a, to, run);
       continue;
     }
 #endif
-    HWY_DYNAMIC_DISPATCH(MultiplyPanels)(a, row, next - row, output, begin, end);
+    HWY_DYNAMIC_DISPATCH(MultiplyPart)(a, to, run);
   }
-}
-
-}  // namespace
-
-ActivationFormat PromptActivations() {
-  return DetectCpuExtension() == CpuExtension::kAmx ? ActivationFormat::kBFloat16
-                                                    : ActivationFormat::kInt8;
-}
-
-Activations::Activations(size_t max_rows, size_t max_columns) {
-  const size_t groups = (max_columns + kGroupColumns - 1) / kGroupColumns;
-  formats_.resize(max_rows);
-  codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
-  low_codes_ = hwy::AllocateAligned<int8_t>(max_rows * groups * kGroupColumns);
-  scales_ = hwy::AllocateAligned<float>(max_rows * groups);
-  sums_ = hwy::AllocateAligned<float>(max_rows * groups);
-  if (DetectCpuExtension() == CpuExtension::kAmx) {
-    const size_t tiles = (max_rows + amx::kTileRows - 1) / amx::kTileRows;
-    bfloat16_ = hwy::AllocateAligned<uint16_t>(tiles * groups * amx::kTileElements);
-  }
-}
-
-void Activations::Reset(size_t rows, size_t columns) {
-  rows_ = rows;
-  columns_ = columns;
-  floats_ = nullptr;
-}
-
-void Activations::SetRow(size_t row, const float* x, ActivationFormat format) {
-  formats_[row] = format;
-  if (format == ActivationFormat::kBFloat16) {
-    HWY_DYNAMIC_DISPATCH(RoundRow)
-    (x, columns_, amx::kTileElements,
-     bfloat16_.get() + row / amx::kTileRows * groups() * amx::kTileElements +
-         row % amx::kTileRows * kGroupColumns);
-    return;
-  }
-  HWY_DYNAMIC_DISPATCH(QuantizeRow)
-  (x, columns_, format,
-   {.codes = codes_.get() + row * kGroupColumns,
-    .low_codes = low_codes_.get() + row * kGroupColumns,
-    .scale = scales_.get() + row,
-    .sum = sums_.get() + row,
-    .code_stride = rows_ * kGroupColumns,
-    .scale_stride = rows_});
 }
 
 void MatMul(const Activations& activations, absl::Span<const MatMulOutput> outputs,
@@ -379,10 +268,15 @@ void MatMul(const Activations& activations, absl::Span<const MatMulOutput> outpu
   pool.ParallelFor(panels, std::max<size_t>(1, panels / chunks),
                    [&](size_t begin, size_t end, int) {
                      // [begin, end) counts through the panels of all outputs.
-                     for (const MatMulOutput& output : outputs) {
+                     for (MatMulOutput output : outputs) {
                        const size_t count = output.weights->panels();
                        if (begin < count) {
-                         MultiplyRows(activations, output, begin, std::min(end, count));
+                         output.out += begin * kPanelRows;
+                         MultiplyPart(activations, output,
+                                      {.first_row = 0,
+                                       .rows = activations.rows(),
+                                       .first_panel = begin,
+                                       .panels = std::min(end, count) - begin});
                        }
                        if (end <= count) return;
                        begin = begin > count ? begin - count : 0;

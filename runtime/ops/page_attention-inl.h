@@ -13,6 +13,7 @@
 #include "kvpool/page.h"
 #include "runtime/ops/attention_range.h"
 #include "runtime/ops/cpu_extension.h"
+#include "runtime/ops/exp2-inl.h"
 #include "runtime/ops/quad_dot-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -272,26 +273,6 @@ HWY_INLINE float MeanScore(const float* q, const float* mean, int head_dim) {
   return hn::GetLane(hn::SumOfLanes(df, sum));
 }
 
-// 2^x for x <= 0, within 1e-7 of it; 0 below -100, so that nothing becomes subnormal, which is
-// slow.
-HWY_INLINE VF Exp2(VF x) {
-  const DF df;
-  // Added to a small number, this leaves its nearest integer in the lowest bits.
-  const VF round = hn::Set(df, 0x1.8p23f);
-  const VF rounded = hn::Add(x, round);
-  const VF f = hn::Sub(x, hn::Sub(rounded, round));
-  // The polynomial of degree 5 with the least relative error on [-1/2, 1/2].
-  VF y = hn::Set(df, 0.00132764707f);
-  y = hn::MulAdd(y, f, hn::Set(df, 0.00967554132f));
-  y = hn::MulAdd(y, f, hn::Set(df, 0.0555071328f));
-  y = hn::MulAdd(y, f, hn::Set(df, 0.240221197f));
-  y = hn::MulAdd(y, f, hn::Set(df, 0.693146967f));
-  y = hn::MulAdd(y, f, hn::Set(df, 1.00000007f));
-  const VI exponent = hn::ShiftLeft<23>(hn::BitCast(DI(), rounded));
-  return hn::IfThenElseZero(hn::Ge(x, hn::Set(df, -100.0f)),
-                            hn::BitCast(df, hn::Add(hn::BitCast(DI(), y), exponent)));
-}
-
 // Turns n scores into p = 2^(score - max).
 HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, float* sum) {
   const DF df;
@@ -303,7 +284,7 @@ HWY_INLINE void Exponentiate(float* HWY_RESTRICT scores, size_t n, float* max, f
   const VF m = hn::Set(df, *max);
   VF total = hn::Zero(df);
   for (size_t t = 0; t < n; t += hn::Lanes(df)) {
-    const VF p = Exp2(hn::Sub(hn::LoadU(df, scores + t), m));
+    const VF p = Exp2(df, hn::Sub(hn::LoadU(df, scores + t), m));
     total = hn::Add(total, p);
     hn::StoreU(p, df, scores + t);
   }

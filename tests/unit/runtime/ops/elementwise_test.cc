@@ -36,16 +36,19 @@ TEST(RmsNormTest, MatchesTheFormula) {
 }
 
 TEST(SiluMultiplyTest, MatchesTheFormulaAndItsLimits) {
+  constexpr size_t kRows = 3;
   ForEachSimdTarget([] {
     for (size_t n : kSizes) {
-      std::vector<float> gate = Random(n, 4);
-      const std::vector<float> up = Random(n + 7);
+      const size_t stride = n + 5;
+      std::vector<float> gate = Random(kRows * stride, 4);
+      const std::vector<float> up = Random(kRows * stride + 7);
       gate[0] = -1000;
       if (n > 1) gate[1] = 1000;
-      std::vector<float> out(n);
-      SiluMultiply(gate.data(), up.data(), n, out.data());
-      for (size_t i = 0; i < n; ++i) {
-        const double expected = gate[i] / (1 + std::exp(-double{gate[i]})) * up[i];
+      std::vector<float> out = gate;
+      SiluMultiply(out.data(), up.data(), kRows, n, stride);
+      for (size_t i = 0; i < out.size(); ++i) {
+        const double silu = gate[i] / (1 + std::exp(-double{gate[i]}));
+        const double expected = i % stride < n ? silu * up[i] : gate[i];
         ASSERT_NEAR(out[i], expected, 1e-6 + 1e-6 * std::abs(expected)) << n << " " << i;
       }
     }
