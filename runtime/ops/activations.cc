@@ -70,13 +70,12 @@ void QuantizeRow(const float* x, size_t columns, const Activations::Memory& to, 
   }
 }
 
-// Groups of a row, rounded as FloatToBFloat16 does, `stride` apart.
-void RoundRow(const float* HWY_RESTRICT x, size_t columns, size_t stride,
-              uint16_t* HWY_RESTRICT to) {
+// Groups of a row, rounded as FloatToBFloat16 does, each to a tile.
+void RoundRow(const float* HWY_RESTRICT x, size_t columns, uint16_t* HWY_RESTRICT to) {
   const DF df;
   const hn::Rebind<uint32_t, DF> du;
   const hn::Rebind<uint16_t, DF> du16;
-  for (size_t begin = 0; begin < columns; begin += kGroupColumns, to += stride) {
+  for (size_t begin = 0; begin < columns; begin += kGroupColumns, to += amx::kTileElements) {
     float padded[kGroupColumns];
     const float* group = WholeGroup(x + begin, columns - begin, padded);
     for (size_t i = 0; i < kGroupColumns; i += hn::Lanes(df)) {
@@ -93,9 +92,7 @@ void SetBlock(const Activations::Block& block, const float* x, size_t stride,
   for (size_t i = 0; i < block.rows; ++i, x += stride) {
     const size_t row = block.first_row + i;
     if (to.formats[row] == ActivationFormat::kBFloat16) {
-      uint16_t* tile =
-          to.bfloat16 + (row / amx::kTileRows * to.groups + group) * amx::kTileElements;
-      RoundRow(x, block.columns, amx::kTileElements, tile + row % amx::kTileRows * kGroupColumns);
+      RoundRow(x, block.columns, to.bfloat16 + Activations::BFloat16Place(row, group, to.groups));
     } else {
       QuantizeRow(x, block.columns, to, row, group);
     }

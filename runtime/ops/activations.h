@@ -73,15 +73,18 @@ class Activations {
   const float* sums(size_t group) const { return sums_.get() + group * rows_; }
   // The first of 16 rows of bfloat16.
   const uint16_t* bfloat16_tile(size_t tile, size_t group) const {
-    return bfloat16_.get() + (tile * groups() + group) * amx::kTileElements;
+    return bfloat16_.get() + BFloat16Place(tile * amx::kTileRows, group, groups());
   }
   uint16_t bfloat16(size_t row, size_t column) const {
-    return bfloat16_tile(
-        row / amx::kTileRows,
-        column / kGroupColumns)[row % amx::kTileRows * kGroupColumns + column % kGroupColumns];
+    return bfloat16_[BFloat16Place(row, column / kGroupColumns, groups()) + column % kGroupColumns];
   }
   const float* float_row(size_t row) const { return floats_ + row * float_stride_; }
 
+  // Where a row's group of bfloat16 begins; that of the next group lies amx::kTileElements on.
+  static size_t BFloat16Place(size_t row, size_t group, size_t groups) {
+    return (row / amx::kTileRows * groups + group) * amx::kTileElements +
+           row % amx::kTileRows * kGroupColumns;
+  }
   // The memory that SetBlock writes to.
   struct Memory {
     const ActivationFormat* formats;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "runtime/ops/amx.h"
 #include "runtime/ops/amx_vector.h"

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include "kvpool/quantizer.h"
 #include "runtime/ops/attention_plan.h"

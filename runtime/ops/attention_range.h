@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numbers>
 
 #include "absl/types/span.h"
 #include "controller/token_signals.h"
@@ -25,7 +26,7 @@ inline constexpr int kQueryTile = 4;
 inline constexpr float kNoScore = -1e30f;
 
 // Scores are exponents of 2: scale * log2(e) * q . k.
-inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 // What a range, or several merged, contributes to one query's output: sum over its tokens of
 // p = 2^(score - max), and of p * value.

@@ -1,6 +1,7 @@
 #include "runtime/ops/elementwise.h"
 
 #include <cmath>
+#include <numbers>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/ops/elementwise.cc"
@@ -33,11 +34,11 @@ void RmsNorm(const float* x, const float* weight, float epsilon, size_t n, float
   for (; i < n; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-// One vector, or the first `count` lanes of one.
 template <class D>
 HWY_INLINE hn::Vec<D> SiluMultiplyVector(D d, hn::Vec<D> gate, hn::Vec<D> up) {
   // Past 2^100 the quotient is 0 to float precision.
-  const auto exponent = hn::Min(hn::Mul(gate, hn::Set(d, -1.44269504f)), hn::Set(d, 100.0f));
+  const auto exponent =
+      hn::Min(hn::Mul(gate, hn::Set(d, -std::numbers::log2e_v<float>)), hn::Set(d, 100.0f));
   return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), Exp2(d, exponent))), up);
 }
 

@@ -16,7 +16,7 @@ constexpr size_t kProductFloats = size_t{2} * kMaxRows * kGroupColumns;
 // Rows whose products are gated and then rounded, while they are in the first-level cache.
 constexpr size_t kRowsAtOnce = 16;
 
-// Chunks of outputs claimed at a time.
+// Chunks of outputs, which threads claim one by one.
 constexpr size_t kChunksPerThread = 2;
 
 // Some rows and some groups of outputs.

@@ -5,10 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <random>
-#include <string>
 #include <vector>
 
-#include "runtime/ops/half.h"
 #include "tests/unit/runtime/ops/random_operands.h"
 #include "tests/unit/support/simd_targets.h"
 
